@@ -1,0 +1,71 @@
+"""Numbers from one step's rollouts, all of them and split by polarity. docs/metrics.md lists every name.
+
+N rows (responses), T padded length. Polarity is `correct`, a boolean. Every mean over tokens uses the mask it is
+handed; a metric whose set is empty is left out rather than reported as 0 or NaN.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+Metrics = dict[str, float]
+
+
+def rollout_metrics(
+    correct: Tensor, rewards: Tensor, groups: Tensor, truncated: Tensor, logp: Tensor, entropy: Tensor, mask: Tensor
+) -> Metrics:
+    """reward/*, accuracy/*, length/*, entropy/* and {positive,negative}/{share,entropy,length,probability}.
+
+    Over all generated rows, before any is dropped: correct, truncated (N,) bool; rewards (N,); groups (N,) int64;
+    logp, entropy (N,T); mask (N,T) bool over what was generated.
+    """
+    lengths = mask.sum(1).double()
+    per_group = torch.zeros(int(groups.max()) + 1, dtype=torch.float64)
+    solved = per_group.index_add(0, groups, correct.double()) / per_group.index_add(0, groups, torch.ones_like(lengths))
+    found = {
+        "reward/mean": rewards.double().mean(),
+        "accuracy/mean": correct.double().mean(),
+        "accuracy/fully_solved": (solved == 1).double().mean(),
+        "accuracy/unsolved": (solved == 0).double().mean(),
+        "length/mean": lengths.mean(),
+        "length/max": lengths.max(),
+        "length/truncated": truncated.double().mean(),
+    }
+    found |= _mean("entropy/mean", entropy, mask)
+    for name, rows in (("positive", correct), ("negative", ~correct)):
+        chosen = mask & rows[:, None]
+        found[f"{name}/share"] = rows.double().mean()
+        found |= _mean(f"{name}/entropy", entropy, chosen)
+        found |= _mean(f"{name}/probability", logp.exp(), chosen)
+        if rows.any():
+            found[f"{name}/length"] = lengths[rows].mean()
+    return {name: float(value) for name, value in found.items()}
+
+
+def credit_metrics(advantages: Tensor, shaped: Tensor, logp_old: Tensor, correct: Tensor, mask: Tensor) -> Metrics:
+    """{positive,negative}/{shaped_share,gradient_share,shaped_gradient_share}, over the rows that are trained on.
+
+    advantages (N,) or (N,T) before shaping, shaped (N,T), logp_old (N,T), correct (N,) bool, mask (N,T) bool.
+    Gradient mass of a token is |shaped advantage| * (1 - p): the size of its pull on its own logit (on-policy).
+    gradient_share: the polarity's part of the step's mass; shaped_gradient_share: the part of the polarity's own mass
+    that lies on tokens whose advantage was changed.
+    """
+    before = advantages if advantages.dim() == 2 else advantages[:, None].expand_as(shaped)
+    changed = (shaped != before) & mask
+    mass = torch.where(mask, shaped.abs() * -torch.expm1(logp_old.clamp(max=0)), 0.0).double()
+    total = float(mass.sum())
+    found: Metrics = {}
+    for name, rows in (("positive", correct), ("negative", ~correct)):
+        chosen = mask & rows[:, None]
+        found |= {k: float(v) for k, v in _mean(f"{name}/shaped_share", changed, chosen).items()}
+        own = float(mass[chosen].sum())
+        if total > 0:
+            found[f"{name}/gradient_share"] = own / total
+        if own > 0:
+            found[f"{name}/shaped_gradient_share"] = float(mass[chosen & changed].sum()) / own
+    return found
+
+
+def _mean(name: str, values: Tensor, mask: Tensor) -> Mapping[str, Tensor]:
+    return {name: values[mask].double().mean()} if mask.any() else {}

@@ -1,0 +1,102 @@
+"""Where problems come from: an endless training stream, evaluation splits and the verifier, of a world or of files."""
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+
+from polarity.config import RunConfig
+from polarity.data import Row, apply_template, read_problems
+from polarity.errors import UserError, nearest
+from polarity.rewards import Verifier, resolve_verifier
+from polarity.worlds import World, resolve_world
+
+
+class Source:
+    """`train(start, count)` depends on its arguments and the seed alone: a run's only data state is one integer."""
+
+    verifier: Verifier
+    split_names: list[str]
+    stop: tuple[str, ...] = ()
+    template: str = "{problem}"
+
+    def train(self, start: int, count: int) -> list[Row]:
+        """Problems number `start` to `start + count` of the training stream."""
+        raise NotImplementedError
+
+    def split(self, name: str, count: int) -> list[Row]:
+        """The first `count` problems of an evaluation split (all, where it has fewer), the same for every run."""
+        raise NotImplementedError
+
+    def prompt(self, row: Row) -> str:
+        return apply_template(self.template, row["problem"])
+
+    def splits(self, names: list[str] | None, count: int) -> dict[str, list[Row]]:
+        for name in names or []:
+            if name not in self.split_names:
+                raise UserError(f"unknown split {name!r}; {nearest(name, self.split_names)}")
+        return {name: self.split(name, count) for name in (self.split_names if names is None else names)}
+
+
+class WorldSource(Source):
+    def __init__(self, world: World, seed: int):
+        self.world, self.seed = world, seed
+        self.verifier = world.verify
+        self.split_names = list(world.splits)
+
+    def train(self, start: int, count: int) -> list[Row]:
+        rows = []
+        for i in range(start, start + count):
+            row = self.world.problem(self.split_names[0], random.Random(f"{self.seed}/{i}"))
+            rows.append({"id": f"train-{i}", **row})
+        return rows
+
+    def split(self, name: str, count: int) -> list[Row]:
+        return self.world.problems(name, count)
+
+
+class FileSource(Source):
+    """Epochs of seeded shuffles over a file."""
+
+    def __init__(self, train: Path, evaluation: Mapping[str, Path], verifier: Verifier, seed: int):
+        self.rows = read_problems(train)
+        self.evaluation = {name: read_problems(path) for name, path in evaluation.items()}
+        self.verifier, self.seed = verifier, seed
+        self.split_names = list(evaluation)
+
+    def train(self, start: int, count: int) -> list[Row]:
+        rows: list[Row] = []
+        while len(rows) < count:
+            epoch, offset = divmod(start + len(rows), len(self.rows))
+            order = random.Random(f"{self.seed}/epoch {epoch}").sample(range(len(self.rows)), len(self.rows))
+            rows += [self.rows[i] for i in order[offset : offset + count - len(rows)]]
+        return rows
+
+    def split(self, name: str, count: int) -> list[Row]:
+        return self.evaluation[name][:count]
+
+
+def make_source(config: RunConfig) -> Source:
+    if config.world is not None:
+        return WorldSource(resolve_world(config.world), config.seed)
+    data = config.data
+    if data.train is None:
+        raise UserError("data.train is not set; give a JSONL of problems or a world")
+    if "{problem}" not in data.template:
+        raise UserError(f"data.template {data.template!r} does not hold {{problem}}")
+    verifier = resolve_verifier(data.verifier)
+    source = FileSource(Path(data.train), {k: Path(v) for k, v in data.evaluation.items()}, verifier, config.seed)
+    source.stop, source.template = tuple(data.stop), data.template
+    return source
+
+
+def model_path(config: RunConfig) -> Path:
+    """The directory of the policy before training."""
+    if config.model is not None:
+        return Path(config.model)
+    if config.world is None:
+        raise UserError("no model is set; give the directory of a Hugging Face causal LM")
+    world = resolve_world(config.world)
+    base = config.base or next(iter(world.bases))
+    if base not in world.bases:
+        raise UserError(f"world {world.name!r} has no base {base!r}; {nearest(base, world.bases)}")
+    return world.base_path(base)
