@@ -100,7 +100,8 @@ def train(arguments: Sequence[str]) -> int:
         "polarity train --method a3po --steps 60 --out runs/a3po\n"
         "  polarity train --method a3po --method.shaping.positive.ratio 0.1 --world ledger --seed 1 --out runs/mine\n"
         "  polarity train config.yaml --update.learning_rate 1e-4 --out runs/mine --overwrite\n"
-        "  polarity train --method dapo --model my_model/ --data.train problems.jsonl --out runs/own_data",
+        "  polarity train --method dapo --model my_model/ --data.train problems.jsonl --out runs/own_data\n"
+        "  polarity train --out runs/a3po --resume",
     )  # fmt: skip
     parser.add_argument(
         "config", nargs="?", type=Path, metavar="CONFIG.yaml", help="configuration; options on the command line win"
@@ -114,7 +115,8 @@ def train(arguments: Sequence[str]) -> int:
     from polarity.config import load_config
     from polarity.engines import embedded
 
-    config = load_config(given.config, _overrides(given))
+    saved = given.out / "config.yaml" if given.resume and given.out and not given.config else None
+    config = load_config(saved if saved and saved.exists() else given.config, _overrides(given))
     name = str(config.method.get("base") or config.method.get("name")).replace(":", ".")
     out = given.out or Path("runs") / f"{name}-seed_{config.seed}"
     embedded.train(config, out, resume=given.resume, overwrite=given.overwrite, progress=sys.stderr.isatty())
@@ -154,7 +156,8 @@ def compare(arguments: Sequence[str]) -> int:
     from polarity.report.summary import markdown
     from polarity.studies.compare import compare as run_all
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a stopped comparison stops its runs
+    for ended in (signal.SIGTERM, signal.SIGHUP):  # a comparison that is ended stops its runs first
+        signal.signal(ended, lambda number, _: sys.exit(128 + number))
     methods = [name.strip() for name in given.methods.split(",") if name.strip()]
     found = run_all(
         given.config, _overrides(given), methods, _seeds(given.seeds), given.out,
@@ -273,12 +276,14 @@ def worlds(arguments: Sequence[str]) -> int:
             _table([["setting", "this world's default"], *([key, str(value)] for key, value in world.recipe.items())])
         )
         return 0
+    from polarity.studies.cards import write_card
     from polarity.worlds.pretrain import build
 
     base = given.base or next(iter(world.bases))
     out = given.out or Path("bases") / f"{world.name}-{base}"
     build(world, base, out, progress=sys.stderr.isatty())
-    print(f"base model: {out}")
+    write_card(world, base, out)
+    print((out / "README.md").read_text() + f"\nbase model: {out}")
     return 0
 
 

@@ -22,7 +22,7 @@ Whole = Annotated[int, Field(ge=0)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -32,7 +32,9 @@ class DataConfig(Section):
     evaluation: dict[str, str] = Field({}, description="split name -> JSONL of evaluation problems")
     verifier: str = Field("exact", description="exact, or module:NAME of a function (response, gold, row=None)")
     template: str = Field("{problem}", description="prompt text; {problem} is replaced literally")
-    stop: list[str] = Field([], description="strings that end a response, beside the end-of-sequence token")
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        [], description="strings that end a response, beside the end-of-sequence token"
+    )
 
 
 class RolloutConfig(Section):
@@ -81,7 +83,7 @@ class EvaluationConfig(Section):
     splits: list[str] | None = Field(None, description="splits to evaluate; null = all")
     problems: Count = Field(32, description="problems of each split")
     samples: Count = Field(8, description="responses for each problem, in evaluations before the last")
-    final_samples: Count = Field(64, description="responses for each problem, before training and after the last step")
+    final_samples: Count = Field(64, description="responses for each problem, in the evaluation after the last step")
     temperature: float = Field(1.0, ge=0, description="0 = greedy")
     top_p: Fraction = Field(1.0, description="nucleus sampling in evaluation")
     max_new_tokens: Count | None = Field(None, description="response limit in evaluation; null = rollout's")
@@ -145,14 +147,14 @@ def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = 
     except ValidationError as error:
         raise UserError(_one_line(error)) from error
     method = config.build_method()
-    check(config, method, explicit=tree)
+    check(config, method)
     base = config.method.get("base")
     resolved = ({"base": base} if base else {}) | method.model_dump(mode="json")
     return config.model_copy(update={"method": resolved})
 
 
-def check(config: RunConfig, method: Method, explicit: Mapping[str, Any]) -> None:
-    """Refuse what cannot work, with the fix. `explicit` is what the user and the world's recipe set."""
+def check(config: RunConfig, method: Method) -> None:
+    """Refuse what cannot work, with the fix."""
     rollout, update = config.rollout, config.update
     if rollout.prompts % update.mini_batch_prompts:
         raise UserError(
@@ -180,7 +182,7 @@ def check(config: RunConfig, method: Method, explicit: Mapping[str, Any]) -> Non
         raise UserError("neither world nor data.train is set; give one of them, for example --world ledger")
     if config.world is None and config.model is None:
         raise UserError("data.train needs a model; set model to the directory of a Hugging Face causal LM")
-    if config.world is not None and explicit.get("data"):
+    if config.world is not None and config.data != DataConfig():
         raise UserError("world and data are both set; a world brings its own problems and verifier: drop one of them")
     if config.base is not None and (config.world is None or config.model is not None):
         raise UserError("base names a world's base model; it cannot stand beside model or without a world")
@@ -218,6 +220,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text())
     except FileNotFoundError:
         raise UserError(f"no configuration file {path}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; give a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -41,12 +41,15 @@ class RunWriter:
                 raise UserError(
                     f"{path} already holds a run; add --resume to go on, --overwrite to replace it, or another --out"
                 )
-            shutil.rmtree(path)
-        path.mkdir(parents=True, exist_ok=True)
-        writer = cls(path)
-        _write_text(path / "environment.json", json.dumps(environment(seed), indent=1))
-        _write_text(path / "config.yaml", config_yaml)
-        return writer
+        try:
+            if (path / "config.yaml").exists():
+                shutil.rmtree(path)
+            path.mkdir(parents=True, exist_ok=True)
+            _write_text(path / "config.yaml", config_yaml)  # first: what has it is a run
+            _write_text(path / "environment.json", json.dumps(environment(seed), indent=1))
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error.strerror}); choose another --out") from error
+        return cls(path)
 
     def metrics(self, row: Mapping[str, float]) -> None:
         with (self.path / "metrics.jsonl").open("a") as file:
@@ -136,7 +139,7 @@ def environment(seed: int) -> Record:
             packages[name] = "not installed"
     cuda = torch.cuda.is_available()
     return {
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
         "python": platform.python_version(),
         "packages": packages,

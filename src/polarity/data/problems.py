@@ -15,7 +15,7 @@ def read_problems(path: Path) -> list[Row]:
     A missing `id` becomes the row number. Raises UserError naming file, row and fix; nothing is dropped silently.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: texts hold U+2028
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: texts hold U+2028
     except FileNotFoundError:
         raise UserError(f"no data file {path}") from None
     except (OSError, UnicodeDecodeError) as error:

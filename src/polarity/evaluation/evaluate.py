@@ -7,7 +7,7 @@ from typing import Any
 
 from polarity.analysis import pass_at_k
 from polarity.data import Row
-from polarity.rewards import Outcome, Verifier, verify
+from polarity.rewards import Outcome, Verifier, verify_all
 
 PASS_AT = (1, 8, 64, 256)
 
@@ -39,7 +39,7 @@ def evaluate(
     records: dict[str, Any] = {}
     for name, rows in splits.items():
         made = generate(rows, samples, name)
-        outcomes = [verify(verifier, g.text, rows[i // samples]) for i, g in enumerate(made)]
+        outcomes = verify_all(verifier, [g.text for g in made], [row for row in rows for _ in range(samples)])
         records[name] = [
             {
                 "problem_id": row["id"],

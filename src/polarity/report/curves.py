@@ -42,12 +42,14 @@ LEARNING = (
 )
 # Metrics under positive/ and negative/: correct and wrong rollouts in two panels with one scale.
 POLARITY = (
-    Panel("share", "Share of rollouts", "of the rows kept"),
+    Panel("share", "Share of rollouts", "of all generated rollouts"),
     Panel("entropy", "Entropy", "nats per token"),
     Panel("length", "Length", "tokens"),
-    Panel("probability", "Probability of sampled tokens", "mean, under the policy that sampled them"),
-    Panel("shaped_share", "Shaped tokens", "share of tokens whose advantage the method reweights"),
-    Panel("gradient_share", "Share of gradient mass", "sum of |advantage| over tokens, of both polarities"),
+    Panel("probability", "Probability of sampled tokens", "mean over all generated tokens"),
+    Panel("shaped_share", "Shaped tokens", "share of trained tokens whose advantage the method reweights"),
+    Panel(
+        "gradient_share", "Share of gradient mass", "this polarity's part of the sum of |shaped advantage| x (1 - p)"
+    ),
     Panel("shaped_gradient_share", "Gradient mass on shaped tokens", "share of this polarity's gradient mass"),
     Panel("clip_fraction", "Clipped tokens", "share of tokens whose gradient the clip removes"),
 )
@@ -206,7 +208,7 @@ def _draw(
     plot.min_border = 4
     for label, data in columns.items():
         source, colour = ColumnDataSource(dict(data)), styles[label]["colour"]
-        plot.varea("step", "low", "high", source=source, name=label, fill_color=colour, fill_alpha=0.16)
+        plot.varea("step", "low", "high", source=source, name=label, fill_color=colour, fill_alpha=0.22)
         line = plot.line(
             "step", "mean", source=source, name=label, color=colour, line_width=2, line_dash=styles[label]["dash"]
         )

@@ -50,7 +50,7 @@ def _pack_run(run: Run, budget: int) -> Packed:
     shown = sum(len(rows) for rows in chosen.values())
     return {
         "name": run.name,
-        "note": f"{shown} of {total} logged groups at {len(packed)} of {len(logged)} logged steps",
+        "note": f"{shown} of the {total} groups at {len(packed)} of {len(logged)} logged steps",
         "steps": packed,
         "vocabulary": list(vocabulary),
     }

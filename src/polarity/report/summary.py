@@ -205,11 +205,15 @@ def describe_units(summary: dict[str, Any]) -> list[str]:
             "Intervals with one seed: 95 % t intervals over evaluation problems; "
             "they do not cover what another seed would give."
         )
-    if len(summary["methods"]) > 1:
-        how = "seed" if "seeds" in units else "problem"
+    differences = [
+        cell["difference"] for row in summary["results"].values() for cell in row.values() if cell["difference"]
+    ]
+    if differences:
+        lines.append(f"Δ = difference from {summary['reference']}.")
+    tested = sorted({difference["unit"] for difference in differences if difference["low"] is not None})
+    if tested:
         lines.append(
-            f"Δ = difference from {summary['reference']}, with a paired t test by {how}; p is two-sided and not "
-            f"corrected for the number of comparisons."
+            f"p: paired t test over {' or '.join(tested)}, two-sided, not corrected for the number of comparisons."
         )
     return lines + list(summary["notes"])
 

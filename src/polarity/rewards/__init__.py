@@ -3,7 +3,7 @@
 from polarity.errors import UserError, nearest
 from polarity.plugins import is_plugin, load_plugin
 from polarity.rewards.exact import exact
-from polarity.rewards.outcome import Outcome, Status, Verifier, as_outcome, verify
+from polarity.rewards.outcome import Outcome, Status, Verifier, as_outcome, verify, verify_all
 
 VERIFIERS: dict[str, Verifier] = {"exact": exact}
 
@@ -20,4 +20,14 @@ def resolve_verifier(name: str) -> Verifier:
     return VERIFIERS[name]
 
 
-__all__ = ["VERIFIERS", "Outcome", "Status", "Verifier", "as_outcome", "exact", "resolve_verifier", "verify"]
+__all__ = [
+    "VERIFIERS",
+    "Outcome",
+    "Status",
+    "Verifier",
+    "as_outcome",
+    "exact",
+    "resolve_verifier",
+    "verify",
+    "verify_all",
+]

@@ -98,7 +98,7 @@ def compare(
     reference = reference or ("dapo" if "dapo" in methods else methods[0])
     left = [job for job in plan if not job.finished()]
     _write(out / "comparison.json", {"methods": list(methods), "reference": reference, "results": {}})
-    failed = _run_all(left, jobs or len(os.sched_getaffinity(0)), len(plan))
+    failed = _run_all(left, jobs or _cores(), len(plan))
     try:
         summary = summarise(load_runs([out], reference))
     except UserError:
@@ -186,6 +186,11 @@ def _run_all(waiting: list[Job], jobs: int, planned: int) -> dict[str, str]:
     finally:
         _stop(running)
     return failed
+
+
+def _cores() -> int:
+    """Cores this process may use, where the system can tell them from those it has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start(job: Job) -> Job:

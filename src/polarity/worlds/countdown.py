@@ -140,12 +140,12 @@ def solves(steps: Sequence[Step], numbers: Sequence[int], target: int) -> bool:
 # --- the world ------------------------------------------------------------------------------------------------
 
 _SPLITS: dict[str, tuple[str, tuple[int, ...], range, bool, bool]] = {
-    # what it holds, how many numbers, targets, whether every solution divides, of held-out number sets
-    "id": ("3-4 numbers, targets 10-40: the training distribution", (3, 4), TARGETS, False, False),
+    # what it holds, how many numbers (each equally likely), targets, whether every solution divides, of held-out number sets
+    "id": ("3-4 numbers, targets 10-40: the training distribution", (3, 3, 4), TARGETS, False, False),
     "more": ("5 numbers", (5,), TARGETS, False, False),
-    "large": ("targets 41-60, seen in pretraining only", (3, 4), LARGE_TARGETS, False, False),
-    "divide": ("no solution without a division, seen in pretraining only", (3, 4), TARGETS, True, False),
-    "numbers": ("sets of numbers held out of every other split and of pretraining", (3, 4), TARGETS, False, True),
+    "large": ("targets 41-60, seen in pretraining only", (3, 3, 4), LARGE_TARGETS, False, False),
+    "divide": ("no solution without a division, seen in pretraining only", (3, 3, 4), TARGETS, True, False),
+    "numbers": ("sets of numbers held out of every other split and of pretraining", (3, 3, 4), TARGETS, False, True),
 }
 
 
@@ -156,7 +156,7 @@ class Countdown(World):
     summary = "reach a target with + - * / from 3-5 numbers by a written-out search: dead ends, returns, claims"
     splits = {name: holds for name, (holds, *_) in _SPLITS.items()}
     bases = {
-        "search": Base("depth-first, breadth, backward and guessing writers, all of them careless", longest=230),
+        "search": Base("depth-first, breadth, backward and guessing writers, all of them careless", steps=6000, longest=230),
     }
     recipe = {
         "steps": 80,
@@ -212,7 +212,7 @@ class Countdown(World):
         """2-5 numbers, at the start mostly 2 (the facts of arithmetic), and a search for a target they can make."""
         late = min(1.0, 2.0 * progress)
         while True:
-            n = rng.choices((2, 3, 4, 5), (1.0 - 0.85 * late, 0.4, 0.15 + 0.35 * late, 0.10 * late))[0]
+            n = rng.choices((2, 3, 4, 5), (1.0 - 0.88 * late, 0.5, 0.1 + 0.3 * late, 0.06 * late))[0]
             board = _draw_board(n, rng)
             solution = play_out(board, rng, OPERATORS if rng.random() < 0.3 else "+-*")
             if len(solution) < n - 1 or (n > 2 and held_out(board)):

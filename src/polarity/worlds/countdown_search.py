@@ -106,20 +106,20 @@ class Habits:
 
     strategy: str  # depth, breadth, backward or guess
     insight: float  # chance that the join that leads to a solution is tried first
-    lookahead: float  # chance that two last numbers are judged at a glance: only a hit is written
+    lookahead: float  # chance that two last numbers are judged at a glance: the hit is written, or one miss
     careful: bool  # a claim is recomputed while it is written, and withdrawn when it does not hold
     budget: int  # tokens of search before giving up
-    slip: float = 0.015  # chance that a result is wrong
-    wishful: float = 0.006  # chance that a miss is written as a hit
+    slip: float = 0.01  # chance that a result is wrong
+    wishful: float = 0.004  # chance that a miss is written as a hit
     skip: float = 0.15  # chance that a branch is overlooked
     dull: float = 0.60  # the same for a join with 1
 
 
 def draw_habits(rng: random.Random) -> Habits:
     return Habits(
-        strategy=rng.choices(("depth", "breadth", "backward", "guess"), (0.44, 0.18, 0.32, 0.06))[0],
-        insight=rng.choices((0.0, 0.3, 0.8), (0.3, 0.4, 0.3))[0],
-        lookahead=rng.choices((0.0, 0.5, 1.0), (0.3, 0.3, 0.4))[0],
+        strategy=rng.choices(("depth", "breadth", "backward", "guess"), (0.46, 0.15, 0.33, 0.06))[0],
+        insight=rng.choices((0.0, 0.4, 0.9), (0.3, 0.3, 0.4))[0],
+        lookahead=rng.choices((0.0, 0.5, 1.0), (0.4, 0.3, 0.3))[0],
         careful=rng.random() < 0.6,
         budget=rng.randint(70, 150),
     )
@@ -144,7 +144,7 @@ class Searcher:
             self.claim(self.solution if rng.random() < 0.3 * habits.insight else play_out(self.numbers, rng))
         elif not self.found():
             self.symbols.append("?")
-            if rng.random() < 0.5:
+            if rng.random() < 0.3:
                 self.claim(play_out(self.numbers, rng))
         return "".join(self.symbols)
 
@@ -212,7 +212,7 @@ class Searcher:
         options = joins(*board)
         self.rng.shuffle(options)
         if self.rng.random() < self.habits.lookahead:
-            options = [step for step in options if step.c == goal]
+            options = sorted(options, key=lambda step: step.c != goal)[:1]
         for step in options:
             step = self.write_up(step)
             if step.c != goal and self.rng.random() < self.habits.wishful:

@@ -359,7 +359,7 @@ class Ledger(World):
     splits = {name: holds for name, (holds, *_) in _SPLITS.items()}
     bases = BASES
     recipe = {
-        "steps": 80,
+        "steps": 100,
         "decay_until": 0.667,
         "threads": 1,
         "rollout.prompts": 32,
@@ -367,7 +367,8 @@ class Ledger(World):
         "rollout.max_rounds": 1,  # groups without a difference in reward are dropped, not replaced
         "rollout.max_new_tokens": 140,
         "update.mini_batch_prompts": 2,
-        "update.learning_rate": 5e-5,
+        "update.learning_rate": 1e-4,
+        "update.warmup_steps": 30,  # slower at first: methods part before they have all solved the world
         "update.beta1": 0.9,
         "update.beta2": 0.95,
         "update.weight_decay": 0.0,

@@ -37,15 +37,16 @@ def save_checkpoint(path: Path, policy: Policy, state: TrainerState, keep: int) 
     policy.model.save_pretrained(aside)
     policy.tokenizer.save_pretrained(aside)
     torch.save(vars(state), aside / "trainer.pt")
-    for file in aside.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    if path.exists():
-        shutil.rmtree(path)
+    for file in aside.rglob("*"):  # a tokenizer with several chat templates has a folder for them
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
     aside.rename(path)
     for old in sorted(path.parent.glob("step_*"))[:-keep]:
         # renamed first: a checkpoint that is half removed must not look complete
-        shutil.rmtree(old.rename(old.with_name(PARTIAL + old.name)))
+        old.rename(old.with_name(PARTIAL + old.name))
+    for stale in path.parent.glob(f"{PARTIAL}*"):  # with what a killed run has left here
+        shutil.rmtree(stale)
 
 
 def load_state(path: Path) -> TrainerState:

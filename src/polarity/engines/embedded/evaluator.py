@@ -29,7 +29,7 @@ def evaluate_policy(policy: Policy, source: Source, config: RunConfig, samples: 
     )
 
     def generate(rows: Sequence[Row], samples: int, split: str) -> list[Generation]:
-        prompts = tokenize(policy, source, list(rows))
+        prompts = tokenize(policy, source, list(rows), sampling.max_new_tokens)
         made = sample(policy, prompts, samples, sampling, seed_for(config.seed, "evaluation", split))
         lengths = made.mask.sum(1)
         entropy = (made.entropy * made.mask).sum(1) / lengths.clamp(min=1)

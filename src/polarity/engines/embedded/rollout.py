@@ -13,8 +13,9 @@ from polarity.data import Row
 from polarity.engines.embedded.policy import Policy
 from polarity.engines.embedded.sampler import Samples, Sampling, sample
 from polarity.engines.embedded.source import Source
+from polarity.errors import UserError
 from polarity.methods import Method
-from polarity.rewards import Outcome, verify
+from polarity.rewards import Outcome, verify_all
 from polarity.seeds import seed_for
 
 
@@ -55,11 +56,31 @@ def collect(
             return _join(parts, config.prompts, config.group), cursor
 
 
-def tokenize(policy: Policy, source: Source, rows: list[Row]) -> list[list[int]]:
-    """Prompt token ids. Special tokens come from the template's text alone, so there never is a second BOS."""
+def tokenize(policy: Policy, source: Source, rows: list[Row], max_new_tokens: int) -> list[list[int]]:
+    """Prompt token ids. Special tokens come from the template's text alone, so there never is a second BOS.
+
+    Raises UserError that names the problem whose prompt is empty, knows a token that the model does not, or leaves
+    less than max_new_tokens of the model's positions.
+    """
     texts = [source.prompt(row) for row in rows]
-    ids: list[list[int]] = policy.tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return ids
+    prompts: list[list[int]] = policy.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    vocabulary = policy.model.get_input_embeddings().num_embeddings
+    positions = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None) or float("inf")
+    for row, prompt in zip(rows, prompts, strict=True):
+        if not prompt:
+            raise UserError(f"problem {row['id']!r}: the prompt has no tokens; mend data.template or the problem")
+        if max(prompt) >= vocabulary:
+            token = policy.tokenizer.convert_ids_to_tokens(max(prompt))
+            raise UserError(
+                f"problem {row['id']!r}: the tokenizer's {token!r} is beyond the model's vocabulary of {vocabulary}; "
+                f"take the text out, or give the model and its tokenizer the same size"
+            )
+        if len(prompt) + max_new_tokens > positions:
+            raise UserError(
+                f"problem {row['id']!r}: its {len(prompt)} tokens and a response of {max_new_tokens} are more than the "
+                f"model's {positions} positions; lower max_new_tokens, or drop the problem"
+            )
+    return prompts
 
 
 def decode(policy: Policy, responses: list[list[int]]) -> list[str]:
@@ -79,11 +100,11 @@ def _round(
     seed: int,
 ) -> Rollouts:
     group = config.group
-    prompts = tokenize(policy, source, rows)
+    prompts = tokenize(policy, source, rows, config.max_new_tokens)
     samples = sample(policy, prompts, group, sampling, seed)
     responses = samples.responses()
     texts = decode(policy, responses)
-    outcomes = [verify(source.verifier, text, rows[i // group]) for i, text in enumerate(texts)]
+    outcomes = verify_all(source.verifier, texts, [row for row in rows for _ in range(group)])
     correct = torch.tensor([o.correct for o in outcomes])
     groups = torch.arange(len(rows)).repeat_interleave(group)
     rewards = method.rewards(

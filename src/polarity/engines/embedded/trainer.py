@@ -253,6 +253,11 @@ def _resume_from(config: RunConfig, out: Path) -> Path | None:
     reader = RunReader(out)
     saved, wanted = flatten(reader.config), flatten(config.model_dump(mode="json"))
     changed = sorted(k for k in saved.keys() | wanted.keys() if k != "steps" and saved.get(k) != wanted.get(k))
+    if changed and all(k.endswith(".per_step") for k in changed) and saved.get("steps") != wanted.get("steps"):
+        raise UserError(
+            f"{out} was started with {saved['steps']} steps and a decay laid out over them; go on with that number, or "
+            f"start a run of {wanted['steps']} in another --out"
+        )
     if changed:
         key = changed[0]
         raise UserError(

@@ -1,0 +1,61 @@
+"""Evaluation of a sampler that is not there: what is asked of it, and what is counted."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from polarity.data import Row
+from polarity.errors import UserError
+from polarity.evaluation import Generation, evaluate
+from polarity.rewards import Outcome
+
+SPLITS = {
+    "a": [{"id": f"a{i}", "problem": "?", "answer": str(i)} for i in range(3)],
+    "b": [{"id": "b0", "answer": "1"}],
+}
+
+
+def speak(rows: Sequence[Row], samples: int, split: str) -> list[Generation]:
+    """Response j to a problem is the number j, of j + 1 tokens of entropy 0.1 j; the last one is cut off."""
+    return [Generation(str(j), j + 1, 0.1 * j, j == samples - 1) for _ in rows for j in range(samples)]
+
+
+def verify(response: str, gold: str, row: Any = None) -> Outcome:
+    correct = int(response) <= int(gold) and row["answer"] == gold
+    return Outcome(correct, "correct" if correct else "wrong", 0.0, strategy="odd" if int(response) % 2 else "even")
+
+
+def test_results_and_samples():
+    found = evaluate(speak, SPLITS, verify, 8)
+    a = found["results"]["a"]  # 1, 2 and 3 of 8 are correct
+    assert a["pass@1"] == pytest.approx(6 / 24)
+    assert a["pass@8"] == 1.0
+    assert "pass@64" not in a
+    assert a["length"] == pytest.approx(4.5)
+    assert a["entropy"] == pytest.approx(sum((j + 1) * 0.1 * j for j in range(8)) / 36)  # over tokens
+    assert a["truncated"] == pytest.approx(1 / 8)
+    assert a["distinct_strategies"] == pytest.approx((1 + 2 + 2) / 3)  # among correct responses
+    assert a["strategies"] == {"even": 0.5, "odd": 0.5}  # of all responses
+    assert [row["problem_id"] for row in found["samples"]["a"]] == ["a0", "a1", "a2"]
+    assert found["samples"]["a"][2]["correct"] == [True] * 3 + [False] * 5
+    assert found["samples"]["b"][0] == {
+        "problem_id": "b0", "correct": [True] * 2 + [False] * 6, "lengths": list(range(1, 9)), "first_response": "0",
+    }  # fmt: skip
+
+
+def test_as_many_k_as_samples_allow():
+    assert [k for k in evaluate(speak, SPLITS, verify, 1)["results"]["b"] if k.startswith("pass")] == ["pass@1"]
+    many = evaluate(speak, SPLITS, verify, 256)["results"]["b"]
+    assert [k for k in many if k.startswith("pass")] == ["pass@1", "pass@8", "pass@64", "pass@256"]
+
+
+def test_verifiers_that_return_numbers_and_name_no_strategy():
+    found = evaluate(speak, SPLITS, lambda response, gold, row=None: 0.5 if response == gold else 0.4, 8)
+    assert found["results"]["a"]["pass@1"] == pytest.approx(1 / 8)
+    assert "strategies" not in found["results"]["a"]
+
+
+def test_a_verifier_that_always_fails():
+    with pytest.raises(UserError, match=r"failed on every response, with ZeroDivisionError"):
+        evaluate(speak, SPLITS, lambda response, gold, row=None: 1 / 0, 2)
