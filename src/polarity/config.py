@@ -135,7 +135,7 @@ def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = 
     that would silently do something else.
     """
     tree = _read_yaml(path) if path else {}
-    for dotted, value in (overrides or {}).items():
+    for dotted, value in sorted((overrides or {}).items(), key=lambda item: item[0].count(".")):  # wholes, then parts
         _set(tree, dotted, _parse(dotted, value))
     tree = _with_recipe(tree)
     spec = tree.pop("method", None)
@@ -175,6 +175,11 @@ def check(config: RunConfig, method: Method) -> None:
         raise UserError(
             f"method {method.name!r} has an overlong penalty but rollout.truncated is {rollout.truncated!r}; "
             f"set rollout.truncated to penalised, or method.overlong to null"
+        )
+    if method.overlong is not None and method.overlong.buffer > rollout.max_new_tokens:
+        raise UserError(
+            f"method.overlong.buffer {method.overlong.buffer} is longer than rollout.max_new_tokens "
+            f"{rollout.max_new_tokens}; set it to about a fifth of that"
         )
     if config.dtype == "bfloat16" and rollout.logp_old == "sampled":
         raise UserError("dtype bfloat16 samples in lower precision; set rollout.logp_old to recomputed")

@@ -73,6 +73,10 @@ def refused(tree: dict[str, Any], match: str) -> None:
         ({"rollout.group": 1}, r"'dapo' normalises rewards within a group.*rollout.group to 2 or more"),
         ({"rollout.truncated": "penalised"}, r"no overlong penalty; set method.overlong.buffer"),
         ({"method.overlong.buffer": 20}, r"overlong penalty but rollout.truncated is 'scored'; set"),
+        (
+            {"method.overlong.factor": 0.5, "rollout.truncated": "penalised", "rollout.max_new_tokens": 100},
+            r"overlong.buffer 4096 is longer than rollout.max_new_tokens 100; set it to about a fifth",
+        ),
         ({"dtype": "bfloat16"}, r"set rollout.logp_old to recomputed"),
         ({"world": None}, r"neither world nor data.train is set; .*--world ledger"),
         ({"data.train": "x.jsonl"}, r"data.train needs a model; set model"),
@@ -154,6 +158,12 @@ def test_precedence(tmp_path: Path):
     own = load_config(None, {"method": "dapo", "model": "m", "data.train": "x"})  # own data: no world's recipe
     assert own.world is None
     assert own.rollout.max_new_tokens == 1024
+
+
+def test_order_of_overrides_does_not_matter():
+    parts = {"method.shaping.positive.ratio": 0.1, "rollout.prompts": 8, "rollout": {"group": 4}, "method": "a3po"}
+    config = load_config(None, {**parts, "update.mini_batch_prompts": 2})
+    assert (config.method["shaping"]["positive"]["ratio"], config.rollout.prompts, config.rollout.group) == (0.1, 8, 4)
 
 
 def test_the_decay_is_laid_out_over_the_run():

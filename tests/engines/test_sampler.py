@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from polarity.engines.embedded.policy import Policy, load_policy, token_logp
 from polarity.engines.embedded.sampler import Samples, Sampling, sample
+from polarity.errors import UserError
 
 PROMPTS = [[5, 6, 7], [9], list(range(60, 80)), [5, 6, 7], [33, 34]]  # unequal, and one of them twice
 
@@ -185,6 +186,20 @@ def test_stop_strings_over_several_tokens(policy: Policy, monkeypatch: pytest.Mo
     assert made.responses() == [said[:end]] * 3
     assert policy.tokenizer.decode(made.responses()[0]).endswith(stop)
     assert not made.truncated.any()
+
+
+def test_logits_that_are_not_finite(policy: Policy, monkeypatch: pytest.MonkeyPatch):
+    forward = policy.model.forward
+
+    def broken(*args: object, **kwargs: object) -> object:
+        out = forward(*args, **kwargs)
+        out.logits[0] = float("nan")
+        return out
+
+    monkeypatch.setattr(policy.model, "forward", broken)
+    for temperature in (0.0, 1.0):
+        with pytest.raises(UserError, match=r"logits are not finite any more; lower update.learning_rate"):
+            ask(policy, PROMPTS, 2, temperature=temperature)
 
 
 def test_stop_strings_of_sampled_text(policy: Policy):

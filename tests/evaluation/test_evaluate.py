@@ -44,6 +44,13 @@ def test_results_and_samples():
     }  # fmt: skip
 
 
+def test_responses_without_tokens():
+    found = evaluate(
+        lambda rows, n, split: [Generation("", 0, 0.0, False)] * n * len(rows), SPLITS, lambda *_, row: 0, 2
+    )
+    assert found["results"]["a"] == {"pass@1": 0.0, "entropy": 0.0, "length": 0.0, "truncated": 0.0}
+
+
 def test_as_many_k_as_samples_allow():
     assert [k for k in evaluate(speak, SPLITS, verify, 1)["results"]["b"] if k.startswith("pass")] == ["pass@1"]
     many = evaluate(speak, SPLITS, verify, 256)["results"]["b"]

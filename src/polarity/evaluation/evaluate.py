@@ -60,7 +60,7 @@ def _summary(made: Sequence[Generation], outcomes: Sequence[Outcome], samples: i
     summary: dict[str, Any] = {
         f"pass@{k}": sum(pass_at_k(samples, c, k) for c in counts) / len(counts) for k in PASS_AT if k <= samples
     }
-    summary["entropy"] = sum(g.entropy * g.length for g in made) / tokens
+    summary["entropy"] = sum(g.entropy * g.length for g in made) / max(tokens, 1)
     summary["length"] = tokens / len(made)
     summary["truncated"] = sum(g.truncated for g in made) / len(made)
     named = Counter(o.strategy for o in outcomes if o.strategy is not None)

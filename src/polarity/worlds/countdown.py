@@ -141,11 +141,17 @@ def solves(steps: Sequence[Step], numbers: Sequence[int], target: int) -> bool:
 
 _SPLITS: dict[str, tuple[str, tuple[int, ...], range, bool, bool]] = {
     # what it holds, how many numbers (each equally likely), targets, whether every solution divides, of held-out number sets
-    "id": ("3-4 numbers, targets 10-40: the training distribution", (3, 3, 4), TARGETS, False, False),
+    "id": ("3-4 numbers, targets 10-40: the training distribution", (3, 3, 3, 3, 4), TARGETS, False, False),
     "more": ("5 numbers", (5,), TARGETS, False, False),
-    "large": ("targets 41-60, seen in pretraining only", (3, 3, 4), LARGE_TARGETS, False, False),
-    "divide": ("no solution without a division, seen in pretraining only", (3, 3, 4), TARGETS, True, False),
-    "numbers": ("sets of numbers held out of every other split and of pretraining", (3, 3, 4), TARGETS, False, True),
+    "large": ("targets 41-60, seen in pretraining only", (3, 3, 3, 3, 4), LARGE_TARGETS, False, False),
+    "divide": ("no solution without a division, seen in pretraining only", (3, 3, 3, 3, 4), TARGETS, True, False),
+    "numbers": (
+        "sets of numbers held out of every other split and of pretraining",
+        (3, 3, 3, 3, 4),
+        TARGETS,
+        False,
+        True,
+    ),
 }
 
 
@@ -156,7 +162,9 @@ class Countdown(World):
     summary = "reach a target with + - * / from 3-5 numbers by a written-out search: dead ends, returns, claims"
     splits = {name: holds for name, (holds, *_) in _SPLITS.items()}
     bases = {
-        "search": Base("depth-first, breadth, backward and guessing writers, all of them careless", steps=6000, longest=230),
+        "search": Base(
+            "depth-first, breadth, backward and guessing writers, all of them careless", steps=6000, longest=230
+        ),
     }
     recipe = {
         "steps": 80,
