@@ -44,8 +44,8 @@ def weights(run: Run) -> list[torch.Tensor]:
 
 
 def solved_by_problem(plugins: Plugins) -> str:
-    """Problems p0 to p7 are never solved; of the others about half of the responses are correct."""
-    source = "def verify(response, gold, row=None):\n    return int(row['id'][1:]) >= 8 and len(response) % 2 == 0\n"
+    """Problems p0 to p4 are never solved; of the others about half of the responses are correct."""
+    source = "def verify(response, gold, row=None):\n    return int(row['id'][1:]) >= 5 and len(response) % 2 == 0\n"
     return plugins(source) + ":verify"
 
 
@@ -57,8 +57,8 @@ def test_dynamic_sampling_goes_on_until_enough_groups_are_kept(
     )
     run = prepare(config)
     batches = trained(run)
-    rounds = []
-    for _ in range(4):
+    rounds, surplus = [], 0
+    for _ in range(6):
         cursor = run.cursor
         rollouts, _, row = train_step(run)
         groups = rollouts.correct.view(-1, 6)
@@ -75,7 +75,9 @@ def test_dynamic_sampling_goes_on_until_enough_groups_are_kept(
         assert row["update/count"] == 4
         assert row["accuracy/mean"] == pytest.approx(float(rollouts.correct.double().mean()))  # before any drop
         rounds.append(rollouts.rounds)
+        surplus += int(mixed.sum()) - 4
     assert max(rounds) > 1
+    assert surplus > 0
 
 
 def test_rounds_have_a_cap_and_a_step_without_rows_makes_no_update(small_run: SmallRun, plugins: Plugins):

@@ -3,6 +3,8 @@ import json
 import random
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from polarity.worlds.countdown import (
     GUESSABLE,
@@ -116,7 +118,7 @@ def test_problems_and_documents_are_the_same_everywhere():
     rng = random.Random(5)
     documents = [WORLD.document("search", rng, i / 50) for i in range(50)]
     made = [[WORLD.problems(split, 20) for split in WORLD.splits], [(d.prompt, d.response) for d in documents]]
-    assert hashlib.sha256(json.dumps(made).encode()).hexdigest()[:16] == "PINNED"
+    assert hashlib.sha256(json.dumps(made).encode()).hexdigest()[:16] == "f2c3b9c433bcb140"
 
 
 def test_an_early_curriculum_is_short():
@@ -263,3 +265,20 @@ def test_a_careful_writer_withdraws_a_claim_that_does_not_hold():
 def test_read_claim():
     assert read_claim("x[ 3 + 7 = 10, 10 * 2 = 20] ") == [Step(3, "+", 7, 10), Step(10, "*", 2, 20)]
     assert read_claim("[ 3 + 7 = 10") is None
+
+
+# --- the shipped base
+
+
+def test_the_shipped_base_reads_this_tokenizer_and_searches():
+    directory = WORLD.base_path("search")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
+    assert tokenizer.get_vocab() == WORLD.tokenizer().get_vocab()
+    torch.manual_seed(0)
+    row = WORLD.problems("numbers", 1)[0]
+    prompt = tokenizer(row["problem"], add_special_tokens=False, return_tensors="pt")["input_ids"].expand(32, -1)
+    ids = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=180)
+    responses = tokenizer.batch_decode(ids[:, prompt.shape[1] :], skip_special_tokens=True)
+    strategies = [WORLD.verify(response, row["answer"]).strategy for response in responses]
+    assert strategies.count("garbled") <= 4
+    assert {"depth", "backward"} <= set(strategies)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import random
 import re
 from dataclasses import replace
@@ -97,10 +98,11 @@ def test_the_world_of_the_documentation_works_as_printed(tmp_path, monkeypatch):
     rows = world.problems("id", 20)
     assert all(world.verify(row["answer"], row["answer"], row).correct for row in rows)
     assert not world.verify("", rows[0]["answer"], rows[0]).correct
-    base = next(iter(world.bases))
+    (base, spec), *_ = world.bases.items()
+    monkeypatch.setattr(type(world), "bases", {base: replace(spec, steps=80)})
     assert world.base_path(base) == tmp_path / "bases" / f"mirror-{base}"
     build(world, base, world.base_path(base), progress=False)
     tokenizer = AutoTokenizer.from_pretrained(world.base_path(base))
     ids = tokenizer(rows[0]["problem"], add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids) == rows[0]["problem"]
-    assert json.loads((world.base_path(base) / "pretraining.json").read_text())["final_loss"] < 2.4  # ln 12 = 2.48
+    assert json.loads((world.base_path(base) / "pretraining.json").read_text())["final_loss"] < math.log(len(tokenizer))

@@ -33,7 +33,8 @@ def evaluate_model(
         tree |= {"world": None, "data.train": str(data), "data.evaluation": {data.stem: str(data)}}
     config = load_config(run if run.exists() else None, {**tree, **overrides})
     source = make_source(config)
-    source.splits(config.evaluation.splits, 1)  # an unknown split is an error before the model is loaded
+    if not source.splits(config.evaluation.splits, 1):  # an unknown split is an error before the model is loaded
+        raise UserError(f"{target} has no evaluation splits; give --data FILE.jsonl with the problems to evaluate on")
     policy = load_policy(model, device=config.device, bfloat16=config.dtype == "bfloat16")
     found = evaluate_policy(policy, source, config, samples)
     if out is not None:

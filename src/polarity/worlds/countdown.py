@@ -139,19 +139,14 @@ def solves(steps: Sequence[Step], numbers: Sequence[int], target: int) -> bool:
 
 # --- the world ------------------------------------------------------------------------------------------------
 
+_MOSTLY_THREE = (3, 3, 3, 3, 4)  # drawn from; then the guessable are left out, more of them with three numbers
 _SPLITS: dict[str, tuple[str, tuple[int, ...], range, bool, bool]] = {
-    # what it holds, how many numbers (each equally likely), targets, whether every solution divides, of held-out number sets
-    "id": ("3-4 numbers, targets 10-40: the training distribution", (3, 3, 3, 3, 4), TARGETS, False, False),
+    # what it holds, how many numbers, targets, whether every solution divides, of held-out number sets
+    "id": ("3-4 numbers, targets 10-40: the training distribution", _MOSTLY_THREE, TARGETS, False, False),
     "more": ("5 numbers", (5,), TARGETS, False, False),
-    "large": ("targets 41-60, seen in pretraining only", (3, 3, 3, 3, 4), LARGE_TARGETS, False, False),
-    "divide": ("no solution without a division, seen in pretraining only", (3, 3, 3, 3, 4), TARGETS, True, False),
-    "numbers": (
-        "sets of numbers held out of every other split and of pretraining",
-        (3, 3, 3, 3, 4),
-        TARGETS,
-        False,
-        True,
-    ),
+    "large": ("targets 41-60, seen in pretraining only", _MOSTLY_THREE, LARGE_TARGETS, False, False),
+    "divide": ("every solution divides, seen in pretraining only", _MOSTLY_THREE, TARGETS, True, False),
+    "numbers": ("sets of numbers held out everywhere else", _MOSTLY_THREE, TARGETS, False, True),
 }
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polarity.errors import UserError
 from polarity.rewards import Outcome
 
 if TYPE_CHECKING:
@@ -75,12 +76,14 @@ class World(ABC):
         """`n` distinct problems of a split; the same for the same arguments on every machine."""
         rng = random.Random(f"{self.name}/{split}/{seed}")
         rows: dict[str, Row] = {}
-        for _ in range(1000 * n):
+        for _ in range(100 * n):
             row = self.problem(split, rng)
             rows.setdefault(row["problem"], {"id": f"{split}-{seed}-{len(rows)}", "split": split, **row})
             if len(rows) == n:
                 return list(rows.values())
-        raise ValueError(f"world {self.name!r}: split {split!r} has fewer than {n} distinct problems")
+        raise UserError(
+            f"world {self.name!r}: split {split!r} has fewer than {n} distinct problems; lower evaluation.problems"
+        )
 
     def base_path(self, base: str) -> Path:
         """Directory of a base model (config.json, model.safetensors, tokenizer): `bases` beside the world's module."""

@@ -82,8 +82,8 @@ class Learner:
                 norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip))
                 if norm != norm or norm == float("inf"):
                     raise UserError(
-                        f"the gradient of step {step + 1} is not finite; lower update.learning_rate, then go on from "
-                        f"the last checkpoint with --resume"
+                        f"the gradient of step {step + 1} is not finite; lower update.learning_rate and start again in "
+                        f"another --out"
                     )
                 self.optimizer.step()
                 norms.append(norm)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -29,6 +30,12 @@ class Policy:
     tokenizer: Any
     eos: tuple[int, ...]
     bfloat16: bool = False
+    gradient_checkpointing: bool = False
+
+    def set_mode(self) -> None:
+        """Gradient checkpointing needs train mode, and a cache needs eval mode: the library drops it otherwise."""
+        if self.gradient_checkpointing:
+            self.model.train(torch.is_grad_enabled())
 
     @property
     def device(self) -> torch.device:
@@ -55,21 +62,26 @@ def load_policy(
         # Absolute: with peft installed a relative path is looked up on the hub first, and stalls off-line.
         where = str(path.resolve())
         tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(
-            where, local_files_only=True, dtype=torch.float32, attn_implementation="sdpa"
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            where, local_files_only=True, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"{path} cannot be loaded as a causal LM with a tokenizer: {_first_line(error)}") from error
+    model, loading = loaded
+    if loading["missing_keys"]:  # the library would fill them with random numbers
+        raise UserError(f"{path} lacks weights of its own architecture, among them {min(loading['missing_keys'])}")
+    if not tokenizer("1 + 1", add_special_tokens=False)["input_ids"]:
+        raise UserError(f"{path} has no tokenizer; put its tokenizer.json there")
     stops = getattr(model.generation_config, "eos_token_id", None)
     stops = stops if isinstance(stops, list) else [stops]
     eos = tuple(sorted({int(e) for e in [*stops, tokenizer.eos_token_id] if e is not None}))
     if not eos:
         raise UserError(f"{path} has no end-of-sequence token; set eos_token in its tokenizer_config.json")
-    model.to(_device(device))  # type: ignore[arg-type]
+    model.to(_device(device))
     model.eval()  # also while training: dropout would break the importance ratio
     if gradient_checkpointing:
         _checkpoint_layers(model)
-    policy = Policy(model, tokenizer, eos, bfloat16)
+    policy = Policy(model, tokenizer, eos, bfloat16, gradient_checkpointing)
     _require_plain_head(policy, path)
     return policy
 
@@ -90,6 +102,7 @@ def token_logp(
     """
     lengths = [len(r) for r in responses]
     tokens, predicts = _pad_right(prompts, responses, policy.device)
+    policy.set_mode()
     with policy.autocast():
         hidden = policy.model.get_decoder()(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
     hidden, targets = hidden[predicts], tokens[:, 1:][predicts]  # (M,D), (M,)
@@ -148,12 +161,11 @@ def _device(name: str) -> torch.device:
 
 
 def _checkpoint_layers(model: Any) -> None:
-    """Gradient checkpointing needs train mode, so it is refused where train mode would switch dropout on."""
+    """Gradient checkpointing, refused where the train mode that it needs would switch dropout on."""
     dropouts = {k: v for k, v in model.config.to_dict().items() if k.endswith(("dropout", "_pdrop")) and v}
     if dropouts:
         raise UserError(f"update.gradient_checkpointing needs a model without dropout, this one has {dropouts}")
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.train()
 
 
 @torch.no_grad()
@@ -161,6 +173,8 @@ def _require_plain_head(policy: Policy, path: Path) -> None:
     """Logits are computed chunk by chunk from the last hidden state; a model that does more than that is refused."""
     tokens = torch.arange(4, device=policy.device)[None]
     whole = policy.model(input_ids=tokens, use_cache=False).logits
+    if not whole.isfinite().all():
+        raise UserError(f"{path}: the model's logits are not finite; its weights are broken or have diverged")
     hidden = policy.model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
     if not torch.allclose(whole, policy.model.get_output_embeddings()(hidden), atol=1e-4, rtol=1e-4):
         raise UserError(

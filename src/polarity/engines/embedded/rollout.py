@@ -78,7 +78,7 @@ def tokenize(policy: Policy, source: Source, rows: list[Row], max_new_tokens: in
         if len(prompt) + max_new_tokens > positions:
             raise UserError(
                 f"problem {row['id']!r}: its {len(prompt)} tokens and a response of {max_new_tokens} are more than the "
-                f"model's {positions} positions; lower max_new_tokens, or drop the problem"
+                f"model's {positions} positions; lower rollout.max_new_tokens (evaluation.max_new_tokens), or drop it"
             )
     return prompts
 

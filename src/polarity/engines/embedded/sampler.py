@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from polarity.engines.embedded.policy import Policy
+from polarity.errors import UserError
 
 # A batch is compacted when this share of its rows has finished: each time costs one copy of the cache.
 FINISHED_SHARE = 0.1
@@ -133,6 +134,7 @@ def _sample_batch(
     length = torch.full((rows,), limit, device=device)
     truncated = torch.ones(rows, dtype=torch.bool, device=device)
 
+    policy.set_mode()
     cache, logits, attend, position = _prefill(policy, prompts, group, limit)
     seen = attend.shape[1] - limit
     index = torch.arange(rows, device=device)  # which row each row of the batch is
@@ -165,6 +167,10 @@ def _sample_batch(
                 use_cache=True,
             ).logits[:, -1]
 
+    if not logp.isfinite().all():
+        raise UserError(
+            "the model's logits are not finite any more; lower update.learning_rate and start again in another --out"
+        )
     width = int(length.max())
     mask = torch.arange(width, device=device) < length[:, None]
     tokens, logp, entropy = (x[:, :width].cpu() for x in (tokens, logp, entropy))
@@ -211,6 +217,7 @@ def _choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor
         # Strictly below the total, which uniform * total can round up to: beyond it lie only tokens of probability 0.
         target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
         token = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
+        token = token.clamp(max=logits.shape[-1] - 1)  # NaN is beyond every token; its log-prob tells
     return token, logp.gather(1, token[:, None])[:, 0], torch.special.entr(p).sum(-1)
 
 
@@ -225,7 +232,7 @@ def _stop_check(tokenizer: Any, stop: tuple[str, ...]) -> Callable[[Tensor], Ten
     """(B, t) tokens so far -> (B,) bool: the text ends with a stop string."""
     if not stop:
         return lambda tokens: False
-    tail = max(map(len, stop)) + 8  # a token is at least a byte, so this many tokens cover every stop string
+    tail = max(len(s.encode()) for s in stop) + 8  # tokens: each is a byte at least, so they cover every stop string
 
     def check(tokens: Tensor) -> Tensor:
         texts = tokenizer.batch_decode(tokens[:, -tail:], skip_special_tokens=False)

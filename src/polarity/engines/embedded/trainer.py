@@ -59,14 +59,14 @@ def train(
         writer.rewind(run.step or -1)
     else:
         RunWriter.create(out, save_config(config), seed=config.seed, overwrite=overwrite)
-    if run.step == 0 and config.evaluation.every:
+    if run.step == 0 and config.evaluation.every and run.source.split_names:
         _evaluate(run, writer, {"step": 0}, config.evaluation.samples)
     bar = tqdm(total=config.steps, initial=run.step, desc=run.method.name, disable=not progress, unit="step")
     while run.step < config.steps:
         rollouts, shaped, row = train_step(run)
         _record(run, writer, rollouts, shaped, row)
         bar.set_postfix(
-            acc=f"{row['accuracy/mean']:.3f}", entropy=f"{row['entropy/mean']:.3f}", length=f"{row['length/mean']:.0f}"
+            reward=f"{row['reward/mean']:.3f}", entropy=f"{row['entropy/mean']:.3f}", length=f"{row['length/mean']:.0f}"
         )
         bar.update()
     bar.close()
