@@ -251,13 +251,13 @@ def methods(arguments: Sequence[str]) -> int:
 def worlds(arguments: Sequence[str]) -> int:
     parser = _parser(
         "worlds", "[list | show NAME | build NAME [--base BASE] [--out DIR]]",
-        "List the worlds, show one, or pretrain one of its tiny base models again.",
-        "polarity worlds\n  polarity worlds show ledger\n  polarity worlds build ledger --out bases/ledger",
+        "List the worlds, show one, or pretrain its tiny base models again.",
+        "polarity worlds\n  polarity worlds show ledger\n  polarity worlds build ledger --base general",
     )  # fmt: skip
     parser.add_argument("action", nargs="?", choices=("list", "show", "build"), default="list")
     parser.add_argument("name", nargs="?", metavar="NAME", help="a world, or module:NAME of your own")
-    parser.add_argument("--base", metavar="BASE", help="build: which base model (default: the world's first)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="build: where to write it (default: bases/NAME-BASE)")
+    parser.add_argument("--base", metavar="BASE", help="build: only this base model (default: all of the world's)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="build: gets a folder NAME-BASE for each (default: bases)")
     given = parser.parse(arguments)
     if given.action != "list" and given.name is None:
         raise UserError(f"which world? for example polarity worlds {given.action} ledger")
@@ -279,11 +279,11 @@ def worlds(arguments: Sequence[str]) -> int:
     from polarity.studies.cards import write_card
     from polarity.worlds.pretrain import build
 
-    base = given.base or next(iter(world.bases))
-    out = given.out or Path("bases") / f"{world.name}-{base}"
-    build(world, base, out, progress=sys.stderr.isatty())
-    write_card(world, base, out)
-    print((out / "README.md").read_text() + f"\nbase model: {out}")
+    for base in [given.base] if given.base else world.bases:
+        out = (given.out or Path("bases")) / f"{world.name}-{base}"
+        build(world, base, out, progress=sys.stderr.isatty())
+        write_card(world, base, out)
+        print((out / "README.md").read_text() + f"\nbase model: {out}")
     return 0
 
 
