@@ -17,7 +17,8 @@ generation feeds several updates; the embedded engine keeps those it sampled wit
 Every engine runs in a process of its own, and the processes take turns, step by step: one works while the others wait
 on a pipe. A step's cost is the CPU time of the process, all threads, from first prompt to logged metrics. TRL is
 tried with one and with two threads, waiting passively (spinning threads only add CPU time), and its best median
-counts. The first step of each engine is not counted.
+counts; the allocator settings that the embedded engine makes for itself, TRL's processes get through the environment.
+The first step of each engine is not counted.
 """
 
 import argparse
@@ -27,7 +28,6 @@ import os
 import platform
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -60,6 +60,13 @@ CASES = (
     Case("ledger-general", prompts=32, group=8, updates=16, max_new_tokens=140, bar=0.4),
 )
 ENGINES = {"embedded": 1, "trl, 1 thread": 1, "trl, 2 threads": 2}  # name -> threads
+ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
 
 
 # --------------------------------------------------------------------------- what both sides work on
@@ -160,8 +167,8 @@ def run_embedded(case: Case, model: Path, prompts: list[str], steps: int, watch:
     run = prepare(load_config(None, overrides))
     run.source = Prompts()
     run.source.verifier = lambda response, gold, row=None: rng.random()
-    rollout.sample = watch.timed("generate", rollout.sample)  # type: ignore[assignment]
-    learner.token_logp = watch.timed("forward", learner.token_logp)  # type: ignore[assignment]
+    rollout.sample = watch.timed("generate", rollout.sample)
+    learner.token_logp = watch.timed("forward", learner.token_logp)
     torch.Tensor.backward = watch.timed("backward", torch.Tensor.backward)  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         writer = RunWriter(Path(folder))
@@ -195,7 +202,7 @@ def run_trl(case: Case, model: Path, prompts: list[str], steps: int, watch: Stop
 
     rng = random.Random(0)
 
-    def reward(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+    def reward(completion_ids: list[list[int]], **kwargs: Any) -> list[float | None]:
         watch.count([len(ids) for ids in completion_ids])
         return [rng.random() for _ in completion_ids]
 
@@ -215,9 +222,8 @@ def run_trl(case: Case, model: Path, prompts: list[str], steps: int, watch: Stop
             processing_class=AutoTokenizer.from_pretrained(model), callbacks=[Turns()],
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
-        trainer._generate_single_turn = watch.timed("generate", trainer._generate_single_turn)
-        forward = "_get_per_token_logps_and_entropies"
-        setattr(trainer, forward, watch.timed("forward", getattr(trainer, forward)))
+        for phase, name in (("generate", "_generate_single_turn"), ("forward", "_get_per_token_logps_and_entropies")):
+            setattr(trainer, name, watch.timed(phase, getattr(trainer, name)))
         torch.Tensor.backward = watch.timed("backward", torch.Tensor.backward)  # type: ignore[method-assign]
         trainer.train()
 
@@ -237,7 +243,7 @@ def measure(case: Case, steps: int, folder: Path) -> dict[str, list[dict[str, An
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
     for engine, threads in ENGINES.items():
-        os.environ |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+        os.environ.update(ENVIRONMENT, OMP_NUM_THREADS=str(threads))
         pipes[engine], theirs = context.Pipe()
         processes.append(context.Process(target=work, args=(engine, case, model, steps + 1, theirs), daemon=True))
         processes[-1].start()
@@ -247,7 +253,6 @@ def measure(case: Case, steps: int, folder: Path) -> dict[str, list[dict[str, An
         for engine, pipe in pipes.items():
             pipe.send("go")
             sample = pipe.recv()
-            print(f"{case.name} step {step} {engine}: {sample['cpu']:.2f} core-s", file=sys.stderr)
             if step:
                 samples[engine].append(sample)
     for process in processes:
@@ -293,7 +298,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="counted steps of each engine")
     parser.add_argument("--case", choices=[case.name for case in CASES], help="only this case; nothing is written")
     args = parser.parse_args()
-    result: dict[str, Any] = {"machine": machine(), "threads": ENGINES, "wait_policy": "PASSIVE", "cases": []}
+    result: dict[str, Any] = {"machine": machine(), "threads": ENGINES, "environment": ENVIRONMENT, "cases": []}
     for case in CASES:
         if args.case in (None, case.name):
             with tempfile.TemporaryDirectory() as folder:

@@ -2,12 +2,13 @@
 
 from polarity.errors import UserError, nearest
 from polarity.plugins import is_plugin, load_plugin
+from polarity.worlds.countdown import Countdown
 from polarity.worlds.ledger import Ledger
 from polarity.worlds.world import Base, Document, World, symbol_tokenizer
 
 __all__ = ["WORLDS", "Base", "Document", "World", "resolve_world", "symbol_tokenizer"]
 
-WORLDS: dict[str, World] = {"ledger": Ledger()}
+WORLDS: dict[str, World] = {"ledger": Ledger(), "countdown": Countdown()}
 
 
 def resolve_world(name: str) -> World:

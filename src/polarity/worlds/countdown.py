@@ -158,7 +158,10 @@ class Countdown(World):
     splits = {name: holds for name, (holds, *_) in _SPLITS.items()}
     bases = {
         "search": Base(
-            "depth-first, breadth, backward and guessing writers, all of them careless", steps=6000, longest=230
+            "searches depth-first, by breadth and backward, carelessly, and sometimes guesses",
+            mixture="searchers",
+            steps=6000,
+            longest=230,
         ),
     }
     recipe = {

@@ -364,8 +364,9 @@ class Ledger(World):
         "threads": 1,
         "rollout.prompts": 32,
         "rollout.group": 8,
-        "rollout.max_rounds": 1,  # groups without a difference in reward are dropped, not replaced
+        "rollout.max_rounds": 3,  # DAPO replaces groups without a difference in reward, in at most so many rounds
         "rollout.max_new_tokens": 140,
+        "evaluation.max_new_tokens": 240,  # a full pass over the ten terms of xlong, checked, is longer than 140
         "update.mini_batch_prompts": 2,
         "update.learning_rate": 1e-4,
         "update.warmup_steps": 30,  # slower at first: methods part before they have all solved the world

@@ -54,6 +54,8 @@ def build(world: World, base: str, out: Path, *, progress: bool = True) -> None:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         (aside / "pretraining.json").write_text(json.dumps(made, indent=2) + "\n")
+        for file in aside.iterdir():  # the library makes weights readable to their owner only
+            file.chmod(0o644)
         aside.chmod(0o755)
         aside.rename(out)
     finally:

@@ -79,9 +79,7 @@ class BufferLayer(DynamicLayer):
         return self.length
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        capacity = self.keys.shape[2]
-        self.keys, self.values = (x[:, :, : self.length][indices] for x in (self.keys, self.values))
-        self._resize(capacity)
+        self.keys, self.values = self.keys[indices], self.values[indices]  # free columns too: one copy, not two
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         self.keys, self.values = (
