@@ -257,7 +257,7 @@ def worlds(arguments: Sequence[str]) -> int:
     parser.add_argument("action", nargs="?", choices=("list", "show", "build"), default="list")
     parser.add_argument("name", nargs="?", metavar="NAME", help="a world, or module:NAME of your own")
     parser.add_argument("--base", metavar="BASE", help="build: only this base model (default: all of the world's)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="build: gets a folder NAME-BASE for each (default: bases)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="build: gets a folder for each base (default: bases)")
     given = parser.parse(arguments)
     if given.action != "list" and given.name is None:
         raise UserError(f"which world? for example polarity worlds {given.action} ledger")

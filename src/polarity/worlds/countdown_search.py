@@ -209,7 +209,8 @@ class Searcher:
 
     def finish(self, board: Board, goal: int, before: list[Step], after: list[Step]) -> bool:
         """Two numbers left: try their joins against the goal."""
-        options = joins(*board)
+        a, b = board
+        options = joins(a, b)
         self.rng.shuffle(options)
         if self.rng.random() < self.habits.lookahead:
             options = sorted(options, key=lambda step: step.c != goal)[:1]
@@ -232,7 +233,8 @@ class Searcher:
         """Every way to make the goal of a number of the board and another one, which the rest is then to make."""
         found = []
         for i, x in enumerate(board):
-            for (left, op, right), (a, inverse, b) in _SUBGOALS:
+            for subgoal, joining in _SUBGOALS:
+                (left, op, right), (a, inverse, b) = tuple(subgoal), tuple(joining)
                 number = {"g": goal, "x": x}
                 y = value(number[left], op, number[right])
                 if y is not None and y <= LIMIT:
