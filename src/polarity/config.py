@@ -195,6 +195,24 @@ def check(config: RunConfig, method: Method) -> None:
         raise UserError("the embedded engine is one process; for several GPUs use the TRL or verl engine")
 
 
+def refuse_changes(out: Path, saved: Mapping[str, Any], config: RunConfig) -> None:
+    """Raise UserError when the run in `out`, whose config.yaml is `saved`, was started with other settings."""
+    old, new = flatten(saved), flatten(config.model_dump(mode="json"))
+    changed = sorted(k for k in old.keys() | new.keys() if k != "steps" and old.get(k) != new.get(k))
+    if not changed:
+        return
+    if all(k.endswith(".per_step") for k in changed) and old.get("steps") != new.get("steps"):
+        raise UserError(
+            f"{out} was started with {old['steps']} steps and a decay laid out over them; go on with that number, or "
+            f"start a run of {new['steps']} in another --out"
+        )
+    key = changed[0]
+    raise UserError(
+        f"{out} was started with {key} = {old.get(key)!r}, not {new.get(key)!r}; only steps may change on --resume: "
+        f"drop the other settings, or choose another --out"
+    )
+
+
 def save_config(config: RunConfig) -> str:
     """The resolved configuration as YAML text."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120)

@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from polarity.config import RunConfig, flatten, load_config
+from polarity.config import RunConfig, load_config, refuse_changes
 from polarity.errors import UserError
 from polarity.report import write_report
 from polarity.report.runs import load_runs
@@ -62,14 +62,7 @@ class Job:
         if not self.begun():
             return False
         reader = RunReader(self.folder)
-        saved, wanted = flatten(reader.config), flatten(self.config.model_dump(mode="json"))
-        changed = sorted(k for k in saved.keys() | wanted.keys() if k != "steps" and saved.get(k) != wanted.get(k))
-        if changed:
-            key = changed[0]
-            raise UserError(
-                f"{self.folder} was started with {key} = {saved.get(key)!r}, not {wanted.get(key)!r}; only steps may "
-                f"change on --resume: drop the other settings, or choose another --out"
-            )
+        refuse_changes(self.folder, reader.config, self.config)
         return max(reader.checkpoints, default=0) >= self.config.steps
 
 

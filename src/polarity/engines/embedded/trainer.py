@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from polarity.analysis import credit_metrics, mismatch, rollout_metrics
-from polarity.config import RunConfig, flatten, save_config
+from polarity.config import RunConfig, refuse_changes, save_config
 from polarity.engines.embedded.checkpoint import TrainerState, load_state, save_checkpoint
 from polarity.engines.embedded.evaluator import evaluate_policy
 from polarity.engines.embedded.learner import Batch, Learner
@@ -251,18 +251,6 @@ def _resume_from(config: RunConfig, out: Path) -> Path | None:
     if not (out / "config.yaml").exists():
         raise UserError(f"there is no run in {out} to resume; drop --resume to start it")
     reader = RunReader(out)
-    saved, wanted = flatten(reader.config), flatten(config.model_dump(mode="json"))
-    changed = sorted(k for k in saved.keys() | wanted.keys() if k != "steps" and saved.get(k) != wanted.get(k))
-    if changed and all(k.endswith(".per_step") for k in changed) and saved.get("steps") != wanted.get("steps"):
-        raise UserError(
-            f"{out} was started with {saved['steps']} steps and a decay laid out over them; go on with that number, or "
-            f"start a run of {wanted['steps']} in another --out"
-        )
-    if changed:
-        key = changed[0]
-        raise UserError(
-            f"{out} was started with {key} = {saved.get(key)!r}, not {wanted.get(key)!r}; only steps may change on "
-            f"--resume: drop the other settings, or choose another --out"
-        )
+    refuse_changes(out, reader.config, config)
     checkpoints = reader.checkpoints
     return checkpoints[max(checkpoints)] if checkpoints else None
