@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: demo test lint clean
 
 demo: .venv/ready
-	$(BIN)/polarity compare --methods grpo,dapo,psr,nsr,a3po --steps 60 --out runs/demo --overwrite
+	$(BIN)/polarity compare --methods grpo,dapo,psr,nsr,a3po --steps 60 --evaluation.final_samples 16 --out runs/demo --overwrite
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

@@ -40,7 +40,6 @@ from typing import Any
 
 LEARNING_RATE = 1e-6
 PHASES = ("generate", "old log-probs", "forward", "backward", "rest")
-RESULT = Path(__file__).parent / "results" / "embedded_step.json"
 
 
 @dataclass(frozen=True)
@@ -67,9 +66,6 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
-
-
-# --------------------------------------------------------------------------- what both sides work on
 
 
 def make_model(case: Case, folder: Path) -> Path:
@@ -140,10 +136,7 @@ class Stopwatch:
         self.tokens, self.longest = sum(lengths), max(lengths)
 
 
-# --------------------------------------------------------------------------- the two engines
-
-
-def run_embedded(case: Case, model: Path, prompts: list[str], steps: int, watch: Stopwatch) -> None:
+def run_embedded(case: Case, model: Path, prompts: list[str], steps: int, pipe: Connection) -> None:
     """The engine's own step function on given prompts, with a metrics row written, as in a training run."""
     import torch
 
@@ -152,7 +145,7 @@ def run_embedded(case: Case, model: Path, prompts: list[str], steps: int, watch:
     from polarity.engines.embedded.source import Source
     from polarity.rundir import RunWriter
 
-    rng = random.Random(0)
+    watch, rng = Stopwatch(pipe), random.Random(0)
 
     class Prompts(Source):
         def train(self, start: int, count: int) -> list[dict[str, Any]]:
@@ -182,7 +175,7 @@ def run_embedded(case: Case, model: Path, prompts: list[str], steps: int, watch:
             watch.end()
 
 
-def run_trl(case: Case, model: Path, prompts: list[str], steps: int, watch: Stopwatch) -> None:
+def run_trl(case: Case, model: Path, prompts: list[str], steps: int, pipe: Connection) -> None:
     """GRPOTrainer as it is; a callback before an optimiser step that begins a rollout step hands the turn over."""
     import torch
     from datasets import Dataset
@@ -200,7 +193,7 @@ def run_trl(case: Case, model: Path, prompts: list[str], steps: int, watch: Stop
             assert state.global_step == steps * case.updates
             watch.end()
 
-    rng = random.Random(0)
+    watch, rng = Stopwatch(pipe), random.Random(0)
 
     def reward(completion_ids: list[list[int]], **kwargs: Any) -> list[float | None]:
         watch.count([len(ids) for ids in completion_ids])
@@ -228,24 +221,16 @@ def run_trl(case: Case, model: Path, prompts: list[str], steps: int, watch: Stop
         trainer.train()
 
 
-def work(engine: str, case: Case, model: Path, steps: int, pipe: Connection) -> None:
-    """One engine's process."""
-    run = run_embedded if engine == "embedded" else run_trl
-    run(case, model, make_prompts(case, steps), steps, Stopwatch(pipe))
-
-
-# --------------------------------------------------------------------------- turns, tables
-
-
 def measure(case: Case, steps: int, folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Engine -> one sample a step, after one step that is not counted. The engines work one at a time, in turns."""
-    model = make_model(case, folder)
+    model, prompts = make_model(case, folder), make_prompts(case, steps + 1)
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
     for engine, threads in ENGINES.items():
         os.environ.update(ENVIRONMENT, OMP_NUM_THREADS=str(threads))
         pipes[engine], theirs = context.Pipe()
-        processes.append(context.Process(target=work, args=(engine, case, model, steps + 1, theirs), daemon=True))
+        run = run_embedded if engine == "embedded" else run_trl
+        processes.append(context.Process(target=run, args=(case, model, prompts, steps + 1, theirs), daemon=True))
         processes[-1].start()
         theirs.close()
     samples: dict[str, list[dict[str, Any]]] = {engine: [] for engine in ENGINES}
@@ -305,8 +290,8 @@ def main() -> None:
                 result["cases"].append(summarise(case, measure(case, args.steps, Path(folder))))
             print(table(result["cases"][-1]))
     if args.case is None:
-        RESULT.parent.mkdir(exist_ok=True)
-        RESULT.write_text(json.dumps(result, indent=1) + "\n")
+        path = Path(__file__).parent / "results" / "embedded_step.json"
+        path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
