@@ -5,8 +5,6 @@ M = response tokens of the micro-batch (no padding).
 """
 
 import contextlib
-import ctypes
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +18,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from polarity.engines.embedded.cpu import keep_freed_memory, use_onednn
 from polarity.errors import UserError
 
 # Logits of one chunk: 2^26 elements are 256 MB in float32, whatever the vocabulary.
 LOGITS_IN_A_CHUNK = 2**26
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,10 @@ def load_policy(
     if not eos:
         raise UserError(f"{path} has no end-of-sequence token; set eos_token in its tokenizer_config.json")
     model.to(_device(device))
-    _keep_freed_memory()
+    if model.device.type == "cpu":
+        keep_freed_memory()
+        if not bfloat16:
+            use_onednn(model)
     model.eval()  # also while training: dropout would break the importance ratio
     if gradient_checkpointing:
         _checkpoint_layers(model)
@@ -162,18 +163,6 @@ def _device(name: str) -> torch.device:
         return torch.device(name)
     except RuntimeError:
         raise UserError(f"unknown device {name!r}; use auto, cpu or cuda") from None
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc reuse freed blocks of any size, instead of returning large ones to the kernel at once.
-
-    Every large temporary tensor is otherwise new memory, cleared and mapped page by page. Other C libraries lack the
-    call and are left alone.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_TRIM_THRESHOLD, 2**30)
-        mallopt(M_MMAP_THRESHOLD, 2**30)
 
 
 def _checkpoint_layers(model: Any) -> None:
