@@ -245,7 +245,7 @@ def _cell(cell: dict[str, Any] | None) -> str:
     if cell["low"] is not None:
         text += f" [{_short(cell['low'])}, {_short(cell['high'])}]"
     if cell["difference"]:
-        text += f" Δ {cell['difference']['mean']:+.3g}"
+        text += f" Δ {cell['difference']['mean']:+.3f}"
         if cell["difference"]["p"] is not None:
             text += f" p={cell['difference']['p']:.2g}"
     return text

@@ -120,6 +120,7 @@ def sample(policy: Policy, prompts: Sequence[Sequence[int]], group: int, samplin
     return Samples(join("tokens"), join("logp"), join("entropy"), join("mask"), truncated)
 
 
+@torch.inference_mode()  # `sample` joins the batches outside of it, so what it returns are ordinary tensors
 def _sample_batch(
     policy: Policy, prompts: Sequence[Sequence[int]], group: int, sampling: Sampling, seed: int
 ) -> Samples:
