@@ -12,7 +12,8 @@ learning rate is too small to move the policy), so lengths vary and have one dis
 really produced are in the result.
 
 What differs is what the engines do: TRL computes old log-probs in a second forward pass, as it must where one
-generation feeds several updates; the embedded engine keeps those it sampled with.
+generation feeds several updates; the embedded engine keeps those it sampled with, and sends large float32 products to
+oneDNN (engines/embedded/cpu.py), where TRL runs PyTorch's default, MKL.
 
 Every engine runs in a process of its own, and the processes take turns, step by step: one works while the others wait
 on a pipe. A step's cost is the CPU time of the process, all threads, from first prompt to logged metrics. TRL is
