@@ -111,7 +111,7 @@ class RunConfig(Section):
     seed: Whole = Field(0, description="seeds problems, sampling, shuffling")
     steps: Count = Field(100, description="rollout steps")
     decay_until: Fraction | None = Field(
-        None,
+        0.667,
         description="fraction of the run after which decaying shaping has faded out; null = the method's own rate",
     )
     data: DataConfig = DataConfig()

@@ -166,7 +166,6 @@ class Countdown(World):
     }
     recipe = {
         "steps": 80,
-        "decay_until": 0.667,
         "threads": 1,
         "rollout.prompts": 32,
         "rollout.group": 8,

@@ -360,7 +360,6 @@ class Ledger(World):
     bases = BASES
     recipe = {
         "steps": 100,
-        "decay_until": 0.667,
         "threads": 1,
         "rollout.prompts": 32,
         "rollout.group": 8,

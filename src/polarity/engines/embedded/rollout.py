@@ -63,6 +63,8 @@ def tokenize(policy: Policy, source: Source, rows: list[Row], max_new_tokens: in
     less than max_new_tokens of the model's positions.
     """
     texts = [source.prompt(row) for row in rows]
+    if not texts:
+        return []
     prompts: list[list[int]] = policy.tokenizer(texts, add_special_tokens=False)["input_ids"]
     vocabulary = policy.model.get_input_embeddings().num_embeddings
     positions = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None) or float("inf")

@@ -27,6 +27,10 @@ class Source:
         """The first `count` problems of an evaluation split (all, where it has fewer), the same for every run."""
         raise NotImplementedError
 
+    def finite(self) -> list[Row]:
+        """Every training problem, where there are finitely many: what can be checked before a run starts."""
+        return []
+
     def prompt(self, row: Row) -> str:
         return apply_template(self.template, row["problem"])
 
@@ -70,6 +74,9 @@ class FileSource(Source):
             order = random.Random(f"{self.seed}/epoch {epoch}").sample(range(len(self.rows)), len(self.rows))
             rows += [self.rows[i] for i in order[offset : offset + count - len(rows)]]
         return rows
+
+    def finite(self) -> list[Row]:
+        return self.rows
 
     def split(self, name: str, count: int) -> list[Row]:
         return self.evaluation[name][:count]

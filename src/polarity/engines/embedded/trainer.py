@@ -22,7 +22,7 @@ from polarity.engines.embedded.checkpoint import TrainerState, load_state, save_
 from polarity.engines.embedded.evaluator import evaluate_policy
 from polarity.engines.embedded.learner import Batch, Learner
 from polarity.engines.embedded.policy import Policy, load_policy
-from polarity.engines.embedded.rollout import Rollouts, collect
+from polarity.engines.embedded.rollout import Rollouts, collect, tokenize
 from polarity.engines.embedded.source import Source, make_source, model_path
 from polarity.errors import UserError
 from polarity.methods import Method
@@ -86,6 +86,7 @@ def prepare(config: RunConfig, checkpoint: Path | None = None) -> Run:
         gradient_checkpointing=config.update.gradient_checkpointing,
         **kind,  # type: ignore[arg-type]
     )
+    tokenize(policy, source, source.finite(), config.rollout.max_new_tokens)  # a prompt too long is an error now, too
     reference = load_policy(base, **kind) if "logp_ref" in method.needs else None  # type: ignore[arg-type]
     learner = Learner(policy, config.update, config.rollout.temperature, config.rollout.max_new_tokens)
     run = Run(config, method, source, policy, reference, learner)
