@@ -60,14 +60,16 @@ def tokenize(policy: Policy, source: Source, rows: list[Row], max_new_tokens: in
     """Prompt token ids. Special tokens come from the template's text alone, so there never is a second BOS.
 
     Raises UserError that names the problem whose prompt is empty, knows a token that the model does not, or leaves
-    less than max_new_tokens of the model's positions.
+    less than max_new_tokens of a model's learned positions (rotary ones have no end).
     """
     texts = [source.prompt(row) for row in rows]
     if not texts:
         return []
     prompts: list[list[int]] = policy.tokenizer(texts, add_special_tokens=False)["input_ids"]
     vocabulary = policy.model.get_input_embeddings().num_embeddings
-    positions = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None) or float("inf")
+    config = policy.model.config.get_text_config()
+    learned = getattr(config, "rope_parameters", None) is None and getattr(config, "max_position_embeddings", None)
+    positions = learned or float("inf")
     for row, prompt in zip(rows, prompts, strict=True):
         if not prompt:
             raise UserError(f"problem {row['id']!r}: the prompt has no tokens; mend data.template or the problem")
