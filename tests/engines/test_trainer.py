@@ -299,14 +299,14 @@ def test_a_token_beyond_the_vocabulary(small_run: SmallRun, problems: Path):
     problems.write_text(json.dumps({"id": "odd", "problem": "<|beyond|>", "answer": "1"}) + "\n")
     run = prepare(small_run())
     run.policy.tokenizer.add_tokens(["<|beyond|>"])
-    with pytest.raises(UserError, match=r"problem 'odd': the tokenizer's '<\|beyond\|>' is beyond the model's vocabulary"):
+    with pytest.raises(UserError, match=r"'odd': the tokenizer's '<\|beyond\|>' is beyond the model's vocabulary"):
         train_step(run)
 
 
 def test_a_prompt_beyond_learned_positions(small_run: SmallRun, problems: Path, make_model: Callable[..., Path]):
     """Refused before the run starts; rotary positions have no end, so the same prompt trains there."""
     problems.write_text(json.dumps({"id": "odd", "problem": "1" * 1200, "answer": "1"}) + "\n")
-    with pytest.raises(UserError, match=r"problem 'odd': its \d+ tokens and a response of 10 are more than the model's"):
+    with pytest.raises(UserError, match=r"'odd': its \d+ tokens and a response of 10 are more than the model's"):
         prepare(small_run(model=str(make_model("gpt2"))))
     assert train_step(prepare(small_run()))[2]["length/max"] <= 10
 
