@@ -124,6 +124,11 @@ class RunConfig(Section):
     device: str = Field("auto", description="auto, cpu or cuda")
     threads: Whole = Field(0, description="CPU threads; 0 = PyTorch's choice")
 
+    @property
+    def evaluation_tokens(self) -> int:
+        """The response limit of evaluations."""
+        return self.evaluation.max_new_tokens or self.rollout.max_new_tokens
+
     def build_method(self) -> Method:
         return build_method(self.method, steps=self.steps, decay_until=self.decay_until)
 

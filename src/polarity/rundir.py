@@ -51,6 +51,10 @@ class RunWriter:
             raise UserError(f"{path} cannot be written ({error.strerror}); choose another --out") from error
         return cls(path)
 
+    def config(self, config_yaml: str) -> None:
+        """Replace config.yaml: a resumed run may have more steps than it was started with."""
+        _write_text(self.path / "config.yaml", config_yaml)
+
     def metrics(self, row: Mapping[str, float]) -> None:
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")

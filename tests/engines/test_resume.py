@@ -120,6 +120,10 @@ def test_fewer_steps_then_more(small_run: Callable[..., RunConfig], tmp_path: Pa
         run(small_run("dapo", **settings), tmp_path / "whole"),
         run(small_run("dapo", **settings), out, resume=True),
     )
+    assert RunReader(out).config["steps"] == 6
+    with pytest.raises(UserError, match=r"has completed 6 steps already; give --steps 6 or more"):
+        run(small_run("dapo", **settings | {"steps": 2}), out, resume=True)
+    assert RunReader(out).config["steps"] == 6
 
 
 def test_two_runs_of_one_seed_are_the_same_and_of_two_seeds_are_not(

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import torch
 
 from polarity.data import Row
 from polarity.errors import UserError
 from polarity.evaluation import Generation, evaluate
 from polarity.rewards import Outcome
+from polarity.studies.evaluate import evaluate_model
+from polarity.worlds import resolve_world
 
 SPLITS = {
     "a": [{"id": f"a{i}", "problem": "?", "answer": str(i)} for i in range(3)],
@@ -66,3 +69,12 @@ def test_verifiers_that_return_numbers_and_name_no_strategy():
 def test_a_verifier_that_always_fails():
     with pytest.raises(UserError, match=r"failed on every response, with ZeroDivisionError"):
         evaluate(speak, SPLITS, lambda response, gold, row=None: 1 / 0, 2)
+
+
+def test_polarity_eval_uses_the_threads_it_is_given(monkeypatch: pytest.MonkeyPatch):
+    used: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    base = resolve_world("ledger").base_path("general-small")
+    settings = {"threads": 1, "evaluation.problems": 1, "evaluation.splits": ["id"]}
+    assert evaluate_model(base, settings, samples=1)["settings"]["samples"] == 1
+    assert used == [1]

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from polarity.config import RunConfig, load_config
+from polarity.config import load_config
 from polarity.engines.embedded.evaluator import evaluate_policy
 from polarity.engines.embedded.policy import load_policy
 from polarity.engines.embedded.source import WorldSource
@@ -23,7 +23,7 @@ def write_card(world: World, base: str, directory: Path) -> dict[str, Any]:
     config = load_config(None, settings)
     found = evaluate_policy(load_policy(directory), WorldSource(world, seed=0), config, SAMPLES)
     made = json.loads((directory / "pretraining.json").read_text())
-    (directory / "README.md").write_text(_card(world, base, made, found, _limit(config)))
+    (directory / "README.md").write_text(_card(world, base, made, found, config.evaluation_tokens))
     results: dict[str, Any] = found["results"]
     return results
 
@@ -62,10 +62,6 @@ def _card(world: World, base: str, made: dict[str, Any], found: dict[str, Any], 
             "",
         ]
     )
-
-
-def _limit(config: RunConfig) -> int:
-    return config.evaluation.max_new_tokens or config.rollout.max_new_tokens
 
 
 def _range(samples: list[dict[str, Any]]) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from polarity.config import load_config
 from polarity.engines.embedded.evaluator import evaluate_policy
 from polarity.engines.embedded.policy import load_policy
@@ -35,6 +37,8 @@ def evaluate_model(
     source = make_source(config)
     if not source.splits(config.evaluation.splits, 1):  # an unknown split is an error before the model is loaded
         raise UserError(f"{target} has no evaluation splits; give --data FILE.jsonl with the problems to evaluate on")
+    if config.threads:
+        torch.set_num_threads(config.threads)
     policy = load_policy(model, device=config.device, bfloat16=config.dtype == "bfloat16")
     found = evaluate_policy(policy, source, config, samples)
     if out is not None:

@@ -21,7 +21,7 @@ def evaluate_policy(policy: Policy, source: Source, config: RunConfig, samples: 
     """
     wanted = config.evaluation
     sampling = Sampling(
-        max_new_tokens=wanted.max_new_tokens or config.rollout.max_new_tokens,
+        max_new_tokens=config.evaluation_tokens,
         temperature=wanted.temperature,
         top_p=wanted.top_p,
         stop=source.stop,

@@ -54,9 +54,12 @@ def train(
     if config.threads:
         torch.set_num_threads(config.threads)
     run = prepare(config, _resume_from(config, out) if resume else None)
+    if run.step > config.steps:
+        raise UserError(f"{out} has completed {run.step} steps already; give --steps {run.step} or more to go on")
     writer = RunWriter(out)
     if resume:
         writer.rewind(run.step or -1)
+        writer.config(save_config(config))
     else:
         RunWriter.create(out, save_config(config), seed=config.seed, overwrite=overwrite)
     if run.step == 0 and config.evaluation.every and run.source.split_names:
