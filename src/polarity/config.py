@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from polarity.errors import UserError, nearest
-from polarity.methods import Method, build_method
+from polarity.methods import Method, Phases, build_method
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -68,6 +68,9 @@ class UpdateConfig(Section):
     micro_batch_tokens: Count = Field(16384, description="tokens in one forward pass (memory, not mathematics)")
     epochs: Count = Field(1, description="passes over the kept rows in a step")
     learning_rate: float = Field(1e-6, gt=0, description="AdamW learning rate, constant after the warm-up")
+    critic_learning_rate: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="the critic's, for methods that have one; null = ten times learning_rate, as Zhu et al."
+    )
     warmup_steps: Whole = Field(0, description="rollout steps of linear learning-rate warm-up")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW beta1")
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW beta2")
@@ -129,7 +132,7 @@ class RunConfig(Section):
         """The response limit of evaluations."""
         return self.evaluation.max_new_tokens or self.rollout.max_new_tokens
 
-    def build_method(self) -> Method:
+    def build_method(self) -> Method | Phases:
         return build_method(self.method, steps=self.steps, decay_until=self.decay_until)
 
 
@@ -158,7 +161,7 @@ def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = 
     return config.model_copy(update={"method": resolved})
 
 
-def check(config: RunConfig, method: Method) -> None:
+def check(config: RunConfig, method: Method | Phases) -> None:
     """Refuse what cannot work, with the fix."""
     rollout, update = config.rollout, config.update
     if rollout.prompts % update.mini_batch_prompts:
@@ -166,9 +169,31 @@ def check(config: RunConfig, method: Method) -> None:
             f"update.mini_batch_prompts {update.mini_batch_prompts} does not divide rollout.prompts {rollout.prompts}; "
             f"both count prompts: choose a divisor of {rollout.prompts}"
         )
-    if rollout.group == 1 and method.group_normalised:
+    for phase in method.methods:
+        _check_method(rollout, phase)
+    if update.critic_learning_rate is not None and "values" not in method.needs:
         raise UserError(
-            f"method {method.name!r} normalises rewards within a group and rollout.group is 1, so every advantage "
+            f"update.critic_learning_rate is set but method {method.name!r} has no critic; leave it out, or use ppo"
+        )
+    if config.dtype == "bfloat16" and rollout.logp_old == "sampled":
+        raise UserError("dtype bfloat16 samples in lower precision; set rollout.logp_old to recomputed")
+    if config.world is None and config.data.train is None:
+        raise UserError("neither world nor data.train is set; give one of them, for example --world ledger")
+    if config.world is None and config.model is None:
+        raise UserError("data.train needs a model; set model to the directory of a Hugging Face causal LM")
+    if config.world is not None and config.data != DataConfig():
+        raise UserError("world and data are both set; a world brings its own problems and verifier: drop one of them")
+    if config.base is not None and (config.world is None or config.model is not None):
+        raise UserError("base names a world's base model; it cannot stand beside model or without a world")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("the embedded engine is one process; for several GPUs use the TRL or verl engine")
+
+
+def _check_method(rollout: RolloutConfig, method: Method) -> None:
+    """Refuse rollout settings that do not fit the method, or one phase of it."""
+    if rollout.group == 1 and method.compares_group:
+        raise UserError(
+            f"method {method.name!r} compares rewards within a group and rollout.group is 1, so every advantage "
             f"would be 0; set rollout.group to 2 or more, or use reinforce, psr or nsr"
         )
     if rollout.truncated == "penalised" and method.overlong is None:
@@ -186,18 +211,12 @@ def check(config: RunConfig, method: Method) -> None:
             f"method.overlong.buffer {method.overlong.buffer} is longer than rollout.max_new_tokens "
             f"{rollout.max_new_tokens}; set it to about a fifth of that"
         )
-    if config.dtype == "bfloat16" and rollout.logp_old == "sampled":
-        raise UserError("dtype bfloat16 samples in lower precision; set rollout.logp_old to recomputed")
-    if config.world is None and config.data.train is None:
-        raise UserError("neither world nor data.train is set; give one of them, for example --world ledger")
-    if config.world is None and config.model is None:
-        raise UserError("data.train needs a model; set model to the directory of a Hugging Face causal LM")
-    if config.world is not None and config.data != DataConfig():
-        raise UserError("world and data are both set; a world brings its own problems and verifier: drop one of them")
-    if config.base is not None and (config.world is None or config.model is not None):
-        raise UserError("base names a world's base model; it cannot stand beside model or without a world")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("the embedded engine is one process; for several GPUs use the TRL or verl engine")
+    watched = sorted(name for name in method.watches if name.startswith("mismatch/"))
+    if watched and rollout.logp_old == "sampled":
+        raise UserError(
+            f"method {method.name!r} follows {watched[0]}, and there is nothing to measure: sampler and trainer share "
+            f"weights and precision; set rollout.logp_old to recomputed"
+        )
 
 
 def refuse_changes(out: Path, saved: Mapping[str, Any], config: RunConfig) -> None:
@@ -236,9 +255,11 @@ def options(model: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str, s
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mapping -> dotted keys."""
+    """Nested mapping -> dotted keys; a list of mappings (the phases of a method) has its indices as keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
+        if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            value = {str(i): item for i, item in enumerate(value)}
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
     return flat
 

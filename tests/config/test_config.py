@@ -17,15 +17,15 @@ OPTIONS = [
     "rollout.prompts", "rollout.group", "rollout.max_rounds", "rollout.temperature", "rollout.max_new_tokens",
     "rollout.truncated", "rollout.logp_old", "rollout.batch_rows",
     "update.mini_batch_prompts", "update.micro_batch_tokens", "update.epochs", "update.learning_rate",
-    "update.warmup_steps", "update.beta1", "update.beta2", "update.weight_decay", "update.grad_clip",
-    "update.gradient_checkpointing",
+    "update.critic_learning_rate", "update.warmup_steps", "update.beta1", "update.beta2", "update.weight_decay",
+    "update.grad_clip", "update.gradient_checkpointing",
     "evaluation.every", "evaluation.splits", "evaluation.problems", "evaluation.samples", "evaluation.final_samples",
     "evaluation.temperature", "evaluation.top_p", "evaluation.max_new_tokens",
     "checkpoint.every", "checkpoint.keep", "log.rollouts_every", "log.rollout_groups",
 ]  # fmt: skip
 METHOD_FIELDS = [
-    "name", "source", "advantage", "filter", "overlong", "shaping", "token_mask", "surrogate",
-    "correction", "aggregation", "kl", "entropy_bonus",
+    "name", "source", "advantage", "filter", "overlong", "shaping", "token_mask", "token_penalty", "surrogate",
+    "correction", "off_policy_mask", "aggregation", "kl", "entropy_bonus",
 ]  # fmt: skip
 
 
@@ -37,6 +37,11 @@ def test_list_of_options():
 
 def test_list_of_method_fields():
     assert sorted(type(METHODS["a3po"]).model_fields) == sorted(METHOD_FIELDS)
+
+
+# A weight that follows a metric, and two methods in turn.
+LOOP = {"kind": "closed_loop", "metric": "entropy", "low": 5.0, "high": 5.5, "start": 1.5, "step": 0.25, "ceiling": 2.0}
+NSR_THEN_A3PO = {"phases": [{"method": "nsr", "steps": 2}, {"method": {"base": "a3po", "shaping.positive.ratio": 0.1}}]}
 
 
 def refused(tree: dict[str, Any], match: str) -> None:
@@ -70,12 +75,27 @@ def refused(tree: dict[str, Any], match: str) -> None:
         ({"rollout.truncated": "dropped"}, r"rollout.truncated: .*'scored', 'penalised' or 'masked'.*got 'dropped'"),
         ({"rollout.prompts": 6, "update.mini_batch_prompts": 4}, r"4 does not divide rollout.prompts 6.*divisor of 6"),
         ({"rollout.prompts": 4, "update.mini_batch_prompts": 8}, r"8 does not divide rollout.prompts 4"),
-        ({"rollout.group": 1}, r"'dapo' normalises rewards within a group.*rollout.group to 2 or more"),
+        ({"rollout.group": 1}, r"'dapo' compares rewards within a group.*rollout.group to 2 or more"),
         ({"rollout.truncated": "penalised"}, r"no overlong penalty; set method.overlong.buffer"),
         ({"method.overlong.buffer": 20}, r"overlong penalty but rollout.truncated is 'scored'; set"),
         (
             {"method.overlong.factor": 0.5, "rollout.truncated": "penalised", "rollout.max_new_tokens": 100},
             r"overlong.buffer 4096 is longer than rollout.max_new_tokens 100; set it to about a fifth",
+        ),
+        ({"update.critic_learning_rate": 1e-5}, r"critic_learning_rate is set but method 'dapo' has no critic; leave"),
+        (
+            {"method": {"phases": [{"method": "ppo", "steps": 9}, {"method": "rloo"}]}, "rollout.group": 1},
+            r"'rloo' compares rewards within a group",
+        ),
+        (
+            {"method": NSR_THEN_A3PO, "rollout.truncated": "penalised"},
+            r"'penalised' but method 'nsr' has no overlong penalty",
+        ),
+        ({"method": NSR_THEN_A3PO, "update.critic_learning_rate": 1e-5}, r"method 'nsr_2_then_a3po' has no critic"),
+        ({"method": NSR_THEN_A3PO, "steps": 2}, r"its last phase begins after 2 rollout steps and the run has 2"),
+        (
+            {"method": "a3po", "method.shaping.positive.scale": {**LOOP, "metric": "mismatch"}},
+            r"'a3po' follows mismatch/mean, and there is nothing to measure: .*; set rollout.logp_old to recomputed",
         ),
         ({"dtype": "bfloat16"}, r"set rollout.logp_old to recomputed"),
         ({"world": None}, r"neither world nor data.train is set; .*--world ledger"),
@@ -131,6 +151,15 @@ def test_missing_files(tmp_path: Path):
         {"method": {"name": "mine", "entropy_bonus": 0.01}},
         {"method": "w_reinforce", "rollout.group": 1, "base": "general"},
         {"method": "grpo", "model": "m", "data.train": "x", "data.evaluation": {"a": "y"}, "data.stop": ["\n"]},
+        {"method": NSR_THEN_A3PO, "steps": 40},
+        {"method": "nsr_5_then_a3po", "steps": 40},
+        {
+            "method": {"phases": [{"method": "dapo", "steps": 3}, {"method": "ppo"}]},
+            "update.critic_learning_rate": 1e-4,
+        },
+        {"method": "a3po", "method.shaping.positive.scale": LOOP},
+        {"method": "a3po", "method.shaping.positive.scale": {**LOOP, "metric": "mismatch"}}
+        | {"rollout.logp_old": "recomputed"},
         {"method": "token_positive_low_prob", "world": "ledger", "seed": 3, "dtype": "bfloat16"}
         | {"rollout.logp_old": "recomputed"},
     ],

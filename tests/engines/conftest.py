@@ -132,7 +132,7 @@ def small_run(qwen2: Path, problems: Path, plugins: Callable[[str], str]) -> Cal
     """`small_run(**overrides)` -> a run of some steps on `problems`; dots of keys are double underscores."""
     verifier = plugins(VERIFIER) + ":verify"
 
-    def configure(method: str = "dapo", **overrides: Any) -> RunConfig:
+    def configure(method: str | dict[str, Any] = "dapo", **overrides: Any) -> RunConfig:
         tree: dict[str, Any] = {
             "method": method, "model": str(qwen2), "data.train": str(problems), "data.verifier": verifier, "steps": 3,
             "data.evaluation": {"held": str(problems)}, "evaluation.problems": 3, "evaluation.samples": 8,

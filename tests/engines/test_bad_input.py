@@ -135,5 +135,7 @@ def test_output_directories(small_run: SmallRun, tmp_path: Path, problems: Path)
     train(config, tmp_path / "empty", progress=False)  # an empty directory is free
 
 
-def test_a_critic_is_refused(small_run: SmallRun):
-    refused(small_run().model_copy(update={"method": {"name": "c", "advantage": {"kind": "gae"}}}), r"needs a critic")
+def test_a_checkpoint_without_the_critic(small_run: SmallRun, tmp_path: Path):
+    train(small_run("grpo", steps=1), tmp_path / "run", progress=False)
+    with pytest.raises(UserError, match=r"step_000001 has no critic, which method 'ppo' needs; drop --resume"):
+        prepare(small_run("ppo"), tmp_path / "run" / "checkpoints" / "step_000001")

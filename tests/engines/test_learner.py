@@ -12,9 +12,10 @@ from torch import Tensor
 
 from polarity.config import UpdateConfig
 from polarity.engines.embedded import policy as policy_module
-from polarity.engines.embedded.learner import Batch, Learner
+from polarity.engines.embedded.learner import Learner
 from polarity.engines.embedded.policy import Policy, load_policy, token_logp
 from polarity.engines.embedded.sampler import Sampling, sample
+from polarity.engines.embedded.updater import Batch
 from polarity.errors import UserError
 from polarity.methods import METHODS, Method
 

@@ -62,7 +62,9 @@ def assert_same_run(one: Path, other: Path) -> None:
     last = max(first.checkpoints)
     a, b = first.checkpoints[last], second.checkpoints[last]
     states = [
-        load_file(p / "model.safetensors") | tensors(torch.load(p / "trainer.pt", weights_only=True)) for p in (a, b)
+        {f"{f.parent.name}/{k}": v for f in sorted(p.glob("**/*.safetensors")) for k, v in load_file(f).items()}
+        | tensors(torch.load(p / "trainer.pt", weights_only=True))
+        for p in (a, b)
     ]
     assert states[0].keys() == states[1].keys()
     assert len(states[0]) > 60
@@ -111,6 +113,73 @@ def test_stopped_twice_with_few_checkpoints(
     assert sorted(RunReader(out).checkpoints) == [2, 4]
     assert_same_run(run(config, tmp_path / "whole"), run(config, out, **again))
     assert sorted(RunReader(out).checkpoints) == [4, 6]
+
+
+def test_with_a_critic(small_run: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = small_run("ppo", **SIX | {"checkpoint__every": 2})
+    whole = run(config, tmp_path / "whole")
+    path = RunReader(whole).checkpoints[6]
+    assert sorted(p.name for p in path.iterdir() if p.is_dir()) == ["critic"]
+    AutoModelForCausalLM.from_pretrained(path)
+    AutoTokenizer.from_pretrained(path)
+    resumed = prepare(config, path)
+    assert resumed.critic is not None
+    assert resumed.critic.head.weight.any()
+    for after in (2, 3):
+        out = stopped(config, tmp_path / f"{after}", after, "train_step", monkeypatch)
+        assert_same_run(whole, run(config, out, resume=True))
+
+
+PHASES = {"phases": [{"method": "grpo_zhu", "steps": 2}, {"method": "ppo", "steps": 2}, {"method": "a3po"}]}
+# Below its band at every step, so that the weight rises by 0.25 a step until it is at the ceiling.
+LOOP = {"kind": "closed_loop", "metric": "entropy", "low": 90, "high": 91, "start": 1.0, "step": 0.25, "ceiling": 2.0}
+
+
+def test_across_phases(small_run: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Within a phase and at its end; with a critic and a reference policy that only some phases have use for."""
+    config = small_run(PHASES, **SIX)
+    assert config.method["name"] == "grpo_zhu_2_then_ppo_2_then_a3po"
+    whole = run(config, tmp_path / "whole")
+    rows = RunReader(whole).metrics[1:]
+    assert ["update/kl" in row for row in rows] == [True, True, True, True, False, False]
+    assert ["value/error" in row for row in rows] == [False, False, True, True, False, False]
+    shaped = [row["negative/shaped_share"] > 0 for row in rows]
+    assert shaped == [False] * 4 + [True, False]  # the decay begins with its phase, and is over at half of it
+    for after in (2, 3):
+        out = stopped(config, tmp_path / f"{after}", after, "train_step", monkeypatch)
+        assert_same_run(whole, run(config, out, resume=True))
+
+
+def test_other_phases_are_refused(small_run: Callable[..., RunConfig], tmp_path: Path):
+    out = run(small_run(PHASES, steps=6), tmp_path / "run")
+    first, second, third = PHASES["phases"]
+    low = {"base": "ppo", "surrogate.low": 0.1}
+    for phases, match in [
+        ([{**first, "steps": 3}, second, third], r"method.name = 'grpo_zhu_2_then_ppo_2_then_a3po', not 'grpo_zhu_3_"),
+        ([first, {**second, "method": low}, third], r"method.phases.1.method.surrogate.low = 0.2, not 0.1; only steps"),
+        ([first, third], r"method.name = 'grpo_zhu_2_then_ppo_2_then_a3po', not 'grpo_zhu_2_then_a3po'"),
+    ]:
+        with pytest.raises(UserError, match=match):
+            run(small_run({"phases": phases}, steps=6), out, resume=True)
+    with pytest.raises(UserError, match=r"6 steps and a decay"):  # the last phase's decay is laid out over the rest
+        run(small_run(PHASES, steps=9), out, resume=True)
+
+
+def test_a_closed_loop_goes_on_where_it_was(
+    small_run: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = small_run("a3po", **SIX, method__shaping__positive__scale=LOOP, log__rollouts_every=1)
+    whole = run(config, tmp_path / "whole")
+    found = RunReader(whole)
+    state = checkpoint.load_state(found.checkpoints[6])
+    assert state.method == {"shaping.positive.scale": 2.0}
+    for step, weight in enumerate([1.0, 1.25, 1.5, 1.75, 2.0, 2.0], 1):
+        positive = {w for row in found.rollouts(step) if row["advantage"] > 0 for w in row["weight"]}
+        assert positive <= {1.0, weight}
+        assert weight in positive
+    for after in (2, 4):
+        out = stopped(config, tmp_path / f"{after}", after, "train_step", monkeypatch)
+        assert_same_run(whole, run(config, out, resume=True))
 
 
 def test_fewer_steps_then_more(small_run: Callable[..., RunConfig], tmp_path: Path):
@@ -202,7 +271,7 @@ def test_checkpoints_are_model_directories(whole: tuple[RunConfig, Path]):
 def test_a_checkpoint_may_hold_folders(policy: Policy, tmp_path: Path):
     policy.tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
     folder = tmp_path / "step_000001"
-    checkpoint.save_checkpoint(folder, policy, checkpoint.TrainerState(1, 8, {"gain": 0.5}, {}), keep=1)
+    checkpoint.save_checkpoint(folder, policy, None, checkpoint.TrainerState(1, 8, {"gain": 0.5}, {}), keep=1)
     assert (folder / "additional_chat_templates").is_dir()
     assert checkpoint.load_state(folder).method == {"gain": 0.5}
 

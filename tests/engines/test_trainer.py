@@ -1,5 +1,6 @@
 """The training loop: which rows are generated, kept and trained on, and what is written down about it."""
 
+import copy
 import importlib
 import json
 import math
@@ -11,10 +12,12 @@ import pytest
 import torch
 
 from polarity.config import RunConfig, load_config
+from polarity.engines.embedded import policy as policy_module
 from polarity.engines.embedded import prepare, train, train_step
-from polarity.engines.embedded.learner import Batch
 from polarity.engines.embedded.trainer import Run
+from polarity.engines.embedded.updater import Batch
 from polarity.errors import UserError
+from polarity.methods import Method
 from polarity.rundir import RunReader
 
 Plugins = Callable[[str], str]
@@ -200,6 +203,44 @@ def test_recomputed_old_log_probs(small_run: SmallRun):
         assert row["mismatch/k3"] >= 0
         assert row["update/count"] == 2
         assert next(run.policy.model.parameters()).dtype == torch.float32
+
+
+def test_the_proxy_of_lp_reg(
+    small_run: SmallRun, trained: Callable[[Run], list[Batch]], monkeypatch: pytest.MonkeyPatch
+):
+    """From chunks of the old policy's logits, what its definition gives on all of them at once: the logits filtered at
+    kappa times the largest probability, and the sampled token's log-probability renormalised over what is left."""
+    run = prepare(small_run("lp_reg", **{"method.token_penalty.kappa": 0.3, "rollout.temperature": 0.8}))
+    monkeypatch.setattr(policy_module, "LOGITS_IN_A_CHUNK", 7 * 384)
+    chunks: list[int] = []
+    proxy = type(run.method).logp_proxy
+
+    def watch(method: Method, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        chunks.append(len(logits))
+        return proxy(method, logits, tokens)
+
+    monkeypatch.setattr(type(run.method), "logp_proxy", watch)
+    batches = trained(run)
+    old = copy.deepcopy(run.policy.model)
+    train_step(run)
+    assert max(chunks) == 7
+    (batch,) = batches
+    assert batch.logp_proxy is not None
+    seen = {True: 0, False: 0}
+    for i, (prompt, response) in enumerate(zip(batch.prompts, batch.responses, strict=True)):
+        with torch.no_grad():
+            whole = old(input_ids=torch.tensor([[*prompt, *response]])).logits[0]
+        logits = whole[len(prompt) - 1 : -1] / 0.8
+        p = logits.softmax(-1)
+        kept = p >= 0.3 * p.amax(-1, keepdim=True)
+        n = torch.arange(len(response))
+        wanted = (p[n, response] / (p * kept).sum(-1)).log()
+        for t in n.tolist():
+            inside = bool(kept[t, response[t]])
+            seen[inside] += 1
+            found = float(batch.logp_proxy[i, t])
+            assert found == pytest.approx(float(wanted[t]), abs=1e-4) if inside else found < -100
+    assert min(seen.values()) > 0
 
 
 def test_gradient_checkpointing_trains_the_same(small_run: SmallRun):

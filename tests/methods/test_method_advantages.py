@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from polarity.methods import METHODS
+from polarity.methods import METHODS, Denominators, LossInputs
 
-GROUP_METHODS = [name for name in METHODS if METHODS[name].group_normalised]
+GROUP_METHODS = [name for name in METHODS if METHODS[name].advantage.kind == "group"]
 
 
 def advantages(name, rewards, groups, correct=None):
@@ -38,43 +38,46 @@ def test_rewards_of_plus_and_minus_one_differ_by_the_eps_term_only():
     torch.testing.assert_close(a, torch.tensor([1.620183] * 2 + [-0.540061] * 6), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("name", list(METHODS))
-def test_polarity_is_the_same_for_rewards_01_and_pm1(name):
-    correct = torch.tensor([True, False, False, True, True, True, False, False])
-    groups = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
-    m = METHODS[name]
-    zero_one, signs = correct.float(), correct.float() * 2 - 1
-    assert torch.equal(m.keep(zero_one, groups, correct), m.keep(signs, groups, correct))
-    torch.testing.assert_close(
-        m.advantages(zero_one, groups, correct), m.advantages(signs, groups, correct), atol=3e-6, rtol=0
-    )
-
-
 @pytest.mark.parametrize("reward", [0.0, 1.0, -0.3, 0.1, 1e6 + 0.3])
 @pytest.mark.parametrize("size", [1, 2, 5, 7])
-def test_equal_rewards_and_groups_of_one_have_advantage_exactly_zero(reward, size):
-    a = advantages("dapo", [reward] * size + [0.0, 1.0], [3] * size + [1, 1])
+@pytest.mark.parametrize("name", ["dapo", "dr_grpo", "rloo"])
+def test_equal_rewards_and_groups_of_one_have_advantage_exactly_zero(name, reward, size):
+    a = advantages(name, [reward] * size + [0.0, 1.0], [3] * size + [1, 1])
     assert a[:size].tolist() == [0.0] * size
     assert a[size:].tolist() != [0.0, 0.0]
 
 
-def test_groups_may_be_unsorted_interleaved_and_of_different_sizes():
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo"])
+def test_groups_may_be_unsorted_interleaved_and_of_different_sizes(name):
     rewards = [1.0, 0.0, 0.3, 1.0, 0.0, 0.0, 0.7]
     groups = [900, -4, 5, -4, 900, -4, 5]
-    a = advantages("grpo", rewards, groups)
+    a = advantages(name, rewards, groups)
     for group in set(groups):
         members = [i for i, g in enumerate(groups) if g == group]
-        alone = advantages("grpo", [rewards[i] for i in members], [0] * len(members))
+        alone = advantages(name, [rewards[i] for i in members], [0] * len(members))
         torch.testing.assert_close(a[members], alone, atol=1e-7, rtol=1e-6)
 
 
-def test_permuting_responses_permutes_advantages():
-    rewards, groups = torch.rand(24), torch.randint(0, 5, (24,))
-    order = torch.randperm(24)
-    m, correct = METHODS["dapo"], rewards > 0.5
-    torch.testing.assert_close(
-        m.advantages(rewards, groups, correct)[order], m.advantages(rewards[order], groups[order], correct[order])
-    )
+def test_dr_grpo_takes_off_the_mean_and_does_not_divide():
+    a = advantages("dr_grpo", [1.0, 0.0, 0.0, 0.5, 3.0], [0, 0, 0, 0, 1])
+    torch.testing.assert_close(a, torch.tensor([0.625, -0.375, -0.375, 0.125, 0.0]))
+
+
+def test_dr_grpo_divides_by_a_constant_length():
+    m = METHODS["dr_grpo"]
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    a = torch.tensor([[1.0, 1.0, 1.0], [-5.0, 0.0, 0.0]])
+    inputs = LossInputs(torch.zeros(2, 3), torch.zeros(2, 3), a, mask, denominators=Denominators.of(mask, 50))
+    assert m.loss(inputs).loss.item() == pytest.approx((-3 + 5) / (2 * 50))
+
+
+def test_rloo_takes_off_the_mean_of_the_others():
+    rewards = [1.0, 0.0, 0.0, 0.5, 3.0, 0.2, 0.4]
+    others = [1 - 0.5 / 3, -1.5 / 3, -1.5 / 3, 0.5 - 1 / 3, 0.0, -0.2, 0.2]
+    a = advantages("rloo", rewards, [0, 0, 0, 0, 1, 2, 2])
+    torch.testing.assert_close(a, torch.tensor(others))
+    centred = advantages("dr_grpo", rewards, [0, 0, 0, 0, 1, 2, 2])
+    torch.testing.assert_close(a[:4], centred[:4] * 4 / 3)
 
 
 @pytest.mark.parametrize(

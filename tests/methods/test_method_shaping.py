@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from polarity.errors import UserError
 from polarity.methods import METHODS
 
 FAMILIES = [
@@ -14,7 +15,7 @@ GARBAGE = [float("nan"), float("inf"), -1e30, 7.0]
 
 
 def reference(m, advantages, logp, entropy, mask, correct, step):
-    """Eq. 2 and the static variants with Python lists: one response, one token at a time."""
+    """Eq. 2, the static variants, AR and the entropy term with Python lists: one response, one token at a time."""
     out = torch.zeros(mask.shape)
     for i, a in enumerate(advantages.tolist()):
         positions = [t for t in range(mask.shape[1]) if mask[i, t]]
@@ -24,14 +25,19 @@ def reference(m, advantages, logp, entropy, mask, correct, step):
         whole = m.shaping.positive_weight if positive else m.shaping.negative_weight
         for t in positions:
             out[i, t] = a * (whole if a != 0 else 1.0)
-        if a == 0 or part is None or not positions or part.ratio == 0:
-            continue
-        k = max(1, math.floor(part.ratio * len(positions) + 1e-9))
-        values = (entropy if part.by == "entropy" else logp)[i].tolist()
-        ranked = sorted(positions, key=lambda t: (values[t] if part.end == "low" else -values[t], t))
-        weight = part.scale if isinstance(part.scale, float) else part.scale.value(step)
-        for t in ranked[:k]:
-            out[i, t] *= weight
+        if a != 0 and part is not None and positions and part.ratio > 0:
+            k = max(1, math.floor(part.ratio * len(positions) + 1e-9))
+            values = (entropy if part.by == "entropy" else logp)[i].tolist()
+            ranked = sorted(positions, key=lambda t: (values[t] if part.end == "low" else -values[t], t))
+            weight = part.scale if isinstance(part.scale, float) else part.scale.value(step)
+            for t in ranked[:k]:
+                out[i, t] *= weight
+        by_probability, term = m.shaping.probability_weight, m.shaping.entropy_term
+        for t in positions:
+            if by_probability:
+                out[i, t] *= by_probability.alpha * math.exp(logp[i, t]) + 1 - by_probability.alpha
+            if term:
+                out[i, t] += min(term.alpha * entropy[i, t].item(), abs(out[i, t].item()) / term.kappa)
     return out
 
 
@@ -146,7 +152,7 @@ def test_ablations_of_a3po():
     assert torch.equal(METHODS["a3po_no_adaptive"].shape(a, logp, entropy, mask, step=400), full)
 
 
-@pytest.mark.parametrize("name", ["a3po", "token_negative_high_entropy", "polarity_p0.5n1"])
+@pytest.mark.parametrize("name", ["a3po", "token_negative_high_entropy", "polarity_p0.5n1", "ar", "entropy_advantage"])
 def test_padding_width_and_order_of_responses_do_not_matter(name):
     a, logp, entropy, mask, correct = random_step(6)
     m = METHODS[name]
@@ -161,11 +167,12 @@ def test_padding_width_and_order_of_responses_do_not_matter(name):
     )
 
 
-def test_large_batches_are_ranked_in_chunks_with_the_same_result(monkeypatch):
+@pytest.mark.parametrize("name", ["a3po", "ar", "entropy_advantage"])
+def test_large_batches_are_shaped_in_chunks_with_the_same_result(name, monkeypatch):
     a, logp, entropy, mask, _ = random_step(7, n=40)
-    whole = METHODS["a3po"].shape(a, logp, entropy, mask)
+    whole = METHODS[name].shape(a, logp, entropy, mask)
     monkeypatch.setattr("polarity.methods.shaping._CHUNK", 50)
-    assert torch.equal(METHODS["a3po"].shape(a, logp, entropy, mask), whole)
+    assert torch.equal(METHODS[name].shape(a, logp, entropy, mask), whole)
 
 
 def test_scope_batch_ranks_over_all_samples_of_a_polarity():
@@ -192,10 +199,68 @@ def test_token_advantages_are_weighted_by_their_own_sign():
     assert shaped.tolist() == [[2.0, -1.0, 1.0, 1.0, -2.0]]
 
 
+# advantage reweighting and the entropy term
+
+ONE_ROW = torch.ones(1, 3, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("a", [1.0, -2.0, 0.0])
+def test_advantage_reweighting_damps_rare_tokens_of_both_signs(a):
+    logp = torch.tensor([[1.0, 0.5, 0.01]]).log()
+    shaped = METHODS["ar"].shape(torch.tensor([a]), logp, None, ONE_ROW)
+    torch.testing.assert_close(shaped, a * torch.tensor([[1.0, 0.9, 0.802]]))
+    strong = METHODS["ar"].vary({"shaping.probability_weight.alpha": 1.0})
+    torch.testing.assert_close(strong.shape(torch.tensor([a]), logp, None, ONE_ROW), a * logp.exp())
+    none = METHODS["ar"].vary({"shaping.probability_weight.alpha": 0.0})
+    torch.testing.assert_close(none.shape(torch.tensor([a]), logp, None, ONE_ROW), torch.full((1, 3), a))
+
+
+@pytest.mark.parametrize(
+    ("a", "expected"),
+    [(1.0, [1.0, 1.2, 1.5]), (-1.0, [-1.0, -0.8, -0.5]), (-0.1, [-0.1, -0.05, -0.05]), (0.0, [0.0] * 3)],
+)
+def test_the_entropy_term_raises_uncertain_tokens_by_at_most_a_share_of_the_advantage(a, expected):
+    entropy = torch.tensor([[0.0, 0.5, 3.0]])  # 0.4 H: 0, 0.2, 1.2; the bound is |A| / 2
+    shaped = METHODS["entropy_advantage"].shape(torch.tensor([a]), torch.zeros(1, 3), entropy, ONE_ROW)
+    torch.testing.assert_close(shaped, torch.tensor([expected]))
+    assert METHODS["entropy_advantage"].needs == {"entropy_old"}
+
+
+@pytest.mark.parametrize("kappa", [1.001, 2.0, 50.0])
+def test_with_kappa_above_one_the_sign_never_flips(kappa):
+    m = METHODS["entropy_advantage"].vary({"shaping.entropy_term": {"alpha": 1000.0, "kappa": kappa}})
+    a, logp, entropy, mask, _ = random_step(8)
+    shaped = m.shape(a, logp, entropy, mask)
+    assert torch.equal(shaped.sign(), torch.where(mask, a[:, None].sign(), 0.0))
+    for refused in (1.0, 0.5):
+        with pytest.raises(UserError, match=r"shaping\.entropy_term\.kappa.*greater than 1"):
+            m.vary({"shaping.entropy_term.kappa": refused})
+
+
+def test_weights_multiply_and_the_entropy_term_comes_last():
+    m = METHODS["a3po"].vary(
+        {"shaping.positive_weight": 0.5, "shaping.probability_weight.alpha": 0.2, "shaping.entropy_term.alpha": 1.0}
+    )
+    logp, entropy = torch.tensor([[0.5, 1.0, 1.0]]).log(), torch.tensor([[9.0, 9.0, 0.1]])
+    shaped = m.shape(torch.tensor([2.0]), logp, entropy, ONE_ROW)
+    rare = 2 * 0.5 * 2.0 * 0.9  # advantage, positive weight, A3PO, probability
+    torch.testing.assert_close(shaped, torch.tensor([[rare * 1.5, 1.5, 1.1]]))
+
+
+@pytest.mark.parametrize("name", ["ar", "entropy_advantage"])
+def test_token_advantages_are_reweighted_token_by_token(name):
+    logp, entropy = torch.full((1, 3), -0.7), torch.full((1, 3), 0.1)
+    own = METHODS[name].shape(torch.tensor([[1.0, -1.0, 0.0]]), logp, entropy, ONE_ROW)
+    each = [METHODS[name].shape(torch.tensor([a]), logp, entropy, ONE_ROW)[0, 0].item() for a in (1.0, -1.0, 0.0)]
+    assert own[0].tolist() == each
+
+
 def test_missing_inputs_are_named():
     a, logp, _, mask, _ = random_step(0)
     with pytest.raises(ValueError, match="entropy_old"):
         METHODS["token_positive_low_entropy"].shape(a, logp, None, mask)
+    with pytest.raises(ValueError, match="entropy_old"):
+        METHODS["entropy_advantage"].shape(a, logp, None, mask)
     with pytest.raises(ValueError, match="needs correct"):
         METHODS["a3po"].vary({"shaping.polarity_by": "correctness"}).shape(a, logp, None, mask)
 
@@ -203,5 +268,5 @@ def test_missing_inputs_are_named():
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0)])
 def test_nothing_to_shape(shape):
     mask = torch.zeros(shape, dtype=torch.bool)
-    for name in ("a3po", "token_positive_low_entropy"):
+    for name in ("a3po", "token_positive_low_entropy", "ar", "entropy_advantage"):
         assert METHODS[name].shape(torch.ones(shape[0]), torch.zeros(shape), torch.zeros(shape), mask).shape == shape

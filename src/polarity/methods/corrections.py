@@ -63,3 +63,19 @@ def correction_weights(correction: Truncated | Masked, logp_old: Tensor, logp_ro
     if correction.level == "sequence":
         log_ratio = log_ratio.sum(1, keepdim=True)
     return correction.weights(log_ratio.clamp(-20, 20))
+
+
+class OffPolicyMask(Part):
+    """Negative samples that have drifted off-policy lose their loss (off-policy sequence masking, DeepSeek-V3.2).
+
+    A response with A < 0 is dropped when the mean of logp_rollout - logp over its tokens is above delta; the mean sees
+    both sources of drift, the updates since the rollout and the mismatch of the two engines. Denominators stay.
+    """
+
+    delta: Annotated[float, Field(gt=0)] = 0.5
+    """Largest mean log-ratio of a negative sample, in nats per token."""
+
+    def dropped(self, logp: Tensor, logp_rollout: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+        """(n, T) bool, the tokens that lose their loss; no gradient."""
+        drift = torch.where(mask, logp_rollout - logp.detach(), 0.0).sum(1) / mask.sum(1).clamp(min=1)
+        return (advantages < 0) & (drift > self.delta)[:, None] & mask

@@ -1,6 +1,7 @@
-"""What a loss is handed and what it hands back.
+"""What advantages and losses are handed, and what losses hand back.
 
-n responses of a (micro-)batch, T padded response length. Masks are bool; everything outside a mask may be garbage.
+N responses of a rollout step, n of a (micro-)batch, T padded response length. Masks are bool; everything outside a mask
+may be garbage.
 """
 
 from dataclasses import dataclass, field
@@ -28,11 +29,28 @@ class Denominators:
 
 
 @dataclass(frozen=True, slots=True)
+class Scored:
+    """A rollout step, scored: rewards (N,) float, groups (N,) int, correct (N,) bool.
+
+    For token advantages also mask (N, T) bool, values, logp_old, logp_ref (N, T).
+    """
+
+    rewards: Tensor
+    groups: Tensor
+    correct: Tensor
+    mask: Tensor | None = None
+    values: Tensor | None = None
+    logp_old: Tensor | None = None
+    logp_ref: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Selection:
     """What a method chose by looking at a whole mini-batch (`Method.select`), handed to the loss of each micro-batch.
 
-    tokens: (n, T) bool, the tokens whose policy loss counts; engines slice it with the rows.
-    values: numbers that hold for the whole mini-batch. count: if set, the token denominator of the policy loss.
+    tokens: (n, T) bool, the tokens that the method's token mask keeps, or that its token penalty is on; engines slice
+    it with the rows. values: numbers that hold for the whole mini-batch. count: if set, the token denominator of the
+    policy loss.
     """
 
     tokens: Tensor | None = None
@@ -76,3 +94,10 @@ class LossOutput:
 
     loss: Tensor
     metrics: Metrics
+
+
+def given(tensor: Tensor | None, name: str) -> Tensor:
+    """The tensor, or a ValueError that says which one the method needs."""
+    if tensor is None:
+        raise ValueError(f"this method needs {name} (see Method.needs)")
+    return tensor

@@ -7,49 +7,27 @@ mini-batch (select ->) loss. Engines ask `needs` what to compute; they never ask
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import torch
 from pydantic import Field, NonNegativeFloat, model_validator
 from torch import Generator, Tensor
 
-from polarity.methods.advantages import (
-    Advantage,
-    GroupAdvantage,
-    SignedAdvantage,
-    group_normalised,
-    mixed_groups,
-    signed,
-)
+from polarity.methods.advantages import Advantage, GroupAdvantage
 from polarity.methods.aggregation import Aggregation, aggregate
-from polarity.methods.corrections import Correction, correction_weights
-from polarity.methods.fork_tokens import ForkTokens
-from polarity.methods.inputs import Denominators, LossInputs, LossOutput, Selection
+from polarity.methods.compatibility import conflict
+from polarity.methods.corrections import Correction, OffPolicyMask, correction_weights
+from polarity.methods.inputs import Denominators, LossInputs, LossOutput, Scored, Selection, given
 from polarity.methods.metrics import loss_metrics
 from polarity.methods.part import Part, merged, validated
 from polarity.methods.regularizers import KL, kl_estimate
+from polarity.methods.samples import Filter, Overlong
 from polarity.methods.schedules import State
 from polarity.methods.shaping import Shaping, shape
 from polarity.methods.surrogates import Clip, PolicyTokens, Surrogate, TokenLoss, at_least_float32
-from polarity.methods.values import CriticAdvantage, gae, token_rewards, value_loss, whitened
-
-
-class Filter(Part):
-    """Which responses are trained on. The others leave every denominator."""
-
-    polarity: Literal["all", "positive", "negative"] = "all"
-    """all responses, only correct ones (PSR), or only wrong ones (NSR)."""
-    dynamic_sampling: bool = False
-    """Drop groups whose responses are all correct or all wrong, and generate on until enough are left (DAPO)."""
-
-
-class Overlong(Part):
-    """DAPO's soft penalty for length: from 0 at max_length - buffer down to -factor at max_length."""
-
-    buffer: Annotated[int, Field(ge=1)] = 4096
-    """Tokens below the response limit in which the penalty grows."""
-    factor: NonNegativeFloat = 1.0
-    """Penalty at the response limit."""
+from polarity.methods.token_masks import ClipCov, ForkTokens, TokenMask
+from polarity.methods.token_penalties import LpReg, TokenPenalty
+from polarity.methods.values import CriticAdvantage, value_loss
 
 
 class Method(Part):
@@ -67,12 +45,16 @@ class Method(Part):
     """Penalty on the reward of long responses; null: none."""
     shaping: Shaping = Shaping()
     """Weights on advantages, by polarity and by token."""
-    token_mask: ForkTokens | None = None
+    token_mask: TokenMask | None = None
     """Restriction of the policy loss to some tokens; null: all tokens."""
+    token_penalty: TokenPenalty | None = None
+    """Penalty on a few chosen tokens, whose ratio is then not clipped; null: none."""
     surrogate: Surrogate = Clip()
     """The policy loss of a token."""
     correction: Correction | None = None
     """Importance weights against train-inference mismatch; null: none."""
+    off_policy_mask: OffPolicyMask | None = None
+    """Negative samples that have drifted off-policy lose their loss; null: none do."""
     aggregation: Aggregation = "token_mean"
     """Token losses to one number, over the whole mini-batch."""
     kl: KL = KL()
@@ -82,17 +64,9 @@ class Method(Part):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.overlong and isinstance(self.advantage, SignedAdvantage):
-            raise ValueError(
-                "overlong changes rewards, which a signed advantage does not read: "
-                "set overlong: null, or advantage: {kind: group}"
-            )
-        dropped = {"positive": "negative", "negative": "positive"}.get(self.filter.polarity)
-        if dropped and getattr(self.shaping, dropped):
-            raise ValueError(
-                f"filter.polarity {self.filter.polarity} drops the samples that shaping.{dropped} weights: "
-                f"set shaping.{dropped}: null, or filter.polarity: all"
-            )
+        reason = conflict(self)
+        if reason:
+            raise ValueError(reason)
         return self
 
     # what engines ask
@@ -101,27 +75,35 @@ class Method(Part):
     def needs(self) -> frozenset[str]:
         """What an engine must compute, or do, for this method beyond logp and logp_old.
 
-        entropy_old, entropy, logp_ref, logp_rollout, values: tensors of LossInputs, `advantages` and `shape`.
-        select, logp_proxy: call the function of that name. resample: generate on until P groups are kept.
+        entropy_old, entropy, logp_ref, logp_rollout, logp_proxy, values: tensors of LossInputs, `advantages` and
+        `shape`. select, logp_proxy: call the function of that name. resample: generate on until P groups are kept.
         """
-        fork = self.token_mask
-        critic = self.advantage if isinstance(self.advantage, CriticAdvantage) else None
-        by_entropy = any(part.by == "entropy" for _, part in self.shaping.parts)
+        chooser = self.token_mask or self.token_penalty
         asked = {
-            "entropy_old": by_entropy or (fork is not None and fork.entropy_from == "old"),
-            "entropy": self.entropy_bonus > 0 or (fork is not None and fork.entropy_from == "current"),
-            "logp_ref": self.kl.coefficient > 0 or (critic is not None and critic.reward_kl > 0),
-            "logp_rollout": self.correction is not None,
-            "values": critic is not None,
-            "select": fork is not None and fork.scope in ("minibatch", "response"),
+            "entropy_old": self.shaping.needs_entropy,
+            "entropy": self.entropy_bonus > 0 or self.surrogate.needs_entropy,
+            "logp_ref": self.kl.coefficient > 0 or getattr(self.advantage, "reward_kl", 0) > 0,
+            "logp_rollout": self.correction is not None or self.off_policy_mask is not None,
+            "values": isinstance(self.advantage, CriticAdvantage),
+            "select": self.surrogate.needs_bounds,
             "resample": self.filter.dynamic_sampling,
         }
-        return frozenset(name for name, wanted in asked.items() if wanted)
+        return frozenset(name for name, wanted in asked.items() if wanted) | (chooser.needs if chooser else frozenset())
 
     @property
-    def group_normalised(self) -> bool:
+    def watches(self) -> frozenset[str]:
+        """Names of the metrics that `update_state` reads: those of closed-loop schedules."""
+        return frozenset(loop.watches for loop in self.shaping.closed_loops.values())
+
+    @property
+    def methods(self) -> tuple["Method", ...]:
+        """The methods that a run goes through: this one, unless it is a sequence of methods."""
+        return (self,)
+
+    @property
+    def compares_group(self) -> bool:
         """Whether advantages compare a response with its group, so that groups of one teach nothing."""
-        return isinstance(self.advantage, GroupAdvantage)
+        return self.advantage.compares_group
 
     @property
     def skips_zero_advantage(self) -> bool:
@@ -129,8 +111,8 @@ class Method(Part):
 
         They stay in the denominators, and in what `select` sees.
         """
-        splits = self.token_mask is not None and self.token_mask.scope == "microbatch"
-        return self.kl.coefficient == 0 and self.entropy_bonus == 0 and not splits
+        splits = isinstance(self.token_mask, ForkTokens) and self.token_mask.scope == "microbatch"
+        return self.kl.coefficient == 0 and self.entropy_bonus == 0 and self.token_penalty is None and not splits
 
     def at(self, step: int) -> "Method":
         """The method in force at rollout step `step`: this one, unless it is a sequence of methods."""
@@ -156,26 +138,11 @@ class Method(Part):
         The overlong penalty needs max_length, the run's response limit in tokens. A truncated response has that length.
         """
         rewards = scores.float()
-        if self.overlong is None:
-            return rewards
-        if max_length is None:
-            raise ValueError("overlong: rewards() needs max_length, the run's response limit")
-        if self.overlong.buffer > max_length:
-            raise ValueError(
-                f"overlong.buffer {self.overlong.buffer} is longer than the response limit {max_length}: "
-                f"set overlong.buffer to about a fifth of it"
-            )
-        excess = (lengths - (max_length - self.overlong.buffer)) / self.overlong.buffer
-        return rewards - self.overlong.factor * excess.clamp(min=0)
+        return rewards if self.overlong is None else self.overlong.penalised(rewards, lengths, max_length)
 
     def keep(self, rewards: Tensor, groups: Tensor, correct: Tensor) -> Tensor:
         """(N,) bool: the rows that are trained on, by correctness only. groups: (N,) int; correct: (N,) bool."""
-        keep = torch.ones_like(correct, dtype=torch.bool)
-        if self.filter.polarity != "all":
-            keep = correct == (self.filter.polarity == "positive")
-        if self.filter.dynamic_sampling:
-            keep = keep & mixed_groups(groups, correct)
-        return keep
+        return self.filter.keep(groups, correct)
 
     def advantages(
         self,
@@ -187,19 +154,12 @@ class Method(Part):
         logp_old: Tensor | None = None,
         logp_ref: Tensor | None = None,
     ) -> Tensor:
-        """Advantages of all N rows, before any are dropped: (N,) float32, or (N, T) for methods with a critic.
+        """Advantages of all N rows, before any are dropped: (N,) float32, or (N, T) for GAE and returns.
 
-        rewards: (N,) float; groups: (N,) int; correct: (N,) bool. mask, values, logp_old, logp_ref (N, T) are read by
-        methods with a critic only.
+        rewards: (N,) float; groups: (N,) int; correct: (N,) bool. mask, values, logp_old, logp_ref (N, T) are read for
+        token advantages only.
         """
-        if isinstance(self.advantage, SignedAdvantage):
-            return signed(correct, self.advantage.positive, self.advantage.negative)
-        if isinstance(self.advantage, CriticAdvantage):
-            mask, part = _given(mask, "mask"), self.advantage
-            reward = token_rewards(part, rewards, mask, logp_old, logp_ref)
-            advantages = gae(part, reward, _given(values, "values"), mask)
-            return whitened(advantages, mask) if part.whiten else advantages
-        return group_normalised(rewards, groups, self.advantage.eps)
+        return self.advantage.compute(Scored(rewards, groups, correct, mask, values, logp_old, logp_ref))
 
     def shape(
         self,
@@ -215,66 +175,96 @@ class Method(Part):
         """(N,) or (N, T) advantages -> (N, T) float32, zero outside the mask; `step` is s, the first is 0."""
         shaped = shape(self.shaping, advantages, logp_old, entropy_old, mask, correct, step, state)
         fork = self.token_mask
-        if fork is None or fork.scope != "step":
+        if not isinstance(fork, ForkTokens) or fork.scope != "step":
             return shaped
-        kept = fork.kept(_given(entropy_old, "entropy_old"), mask)
+        kept = fork.kept(given(entropy_old, "entropy_old"), mask)
         # A step's kept share stands for each of its mini-batches: dividing by it is dividing by kept tokens.
         share = kept.sum() / mask.sum().clamp(min=1) if fork.denominator == "kept" else 1.0
         return torch.where(kept, shaped / share, 0.0)
 
     def logp_proxy(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """Log-probability of tokens (c,) under a proxy of the old policy with logits (c, V); only if in `needs`."""
+        if isinstance(self.token_penalty, LpReg):
+            return self.token_penalty.logp_proxy(logits, tokens)
         raise NotImplementedError(f"method {self.name!r} has no proxy policy (logp_proxy is not in its needs)")
 
     def update_state(self, state: State | None, metrics: Mapping[str, float]) -> State | None:
         """State of closed-loop schedules after a step with these metrics; an open-loop method has none to change."""
-        return state
+        old = state or {}
+        loops = self.shaping.closed_loops.items()
+        new = {path: loop.following(old.get(path, loop.start), metrics) for path, loop in loops}
+        return {**old, **new} if new else state
 
     # per mini-batch and micro-batch
 
     def select(self, inputs: LossInputs, generator: Generator | None = None) -> Selection:
         """What the losses of a mini-batch's micro-batches share, from the whole mini-batch; only if in `needs`."""
-        fork = self.token_mask
-        if fork is None or fork.scope == "step":
+        chooser = self.token_mask or self.token_penalty
+        chooses = chooser is not None and not (isinstance(chooser, ForkTokens) and chooser.scope == "step")
+        if not chooses and not self.surrogate.needs_bounds:
             raise NotImplementedError(f"method {self.name!r} has nothing to select (select is not in its needs)")
-        entropy = inputs.entropy if fork.entropy_from == "current" else inputs.entropy_old
-        kept = fork.kept(_given(entropy, "entropy" if fork.entropy_from == "current" else "entropy_old"), inputs.mask)
-        return Selection(kept, count=int(kept.sum()) if fork.denominator == "kept" else None)
+        with torch.no_grad():
+            values = self.surrogate.bounds(inputs)
+            if chooser is None or not chooses:
+                return Selection(values=values)
+            if isinstance(chooser, ClipCov):
+                bounded = replace(inputs, select=Selection(values=values))
+                clipped = self.token_loss(PolicyTokens.of(bounded)).clipped
+                chosen = chooser.select(inputs, generator, clipped)
+            else:
+                chosen = chooser.select(inputs, generator)
+        return replace(chosen, values=values)
 
     def token_loss(self, tokens: PolicyTokens) -> TokenLoss:
         """Policy loss of each token, before masks, weights and aggregation. Override it for a loss of your own."""
         return self.surrogate.token_loss(tokens)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """Policy loss + KL penalty - entropy bonus of one micro-batch, with the mini-batch's denominators."""
+        """Policy loss + penalties - entropy bonus of one micro-batch, with the mini-batch's denominators."""
         mask = inputs.mask
         denominators = inputs.denominators or Denominators.of(mask)
-        tokens = PolicyTokens.of(inputs)
+        selection = self._selection(inputs, denominators)
+        chosen = None if selection is None else selection.tokens
+        tokens = PolicyTokens.of(replace(inputs, select=selection))
         token = self.token_loss(tokens)
         values, trained, counted, policy_denominators = token.loss, mask, mask, denominators
-        if self.correction:
-            rollout = at_least_float32(_given(inputs.logp_rollout, "logp_rollout"))
-            values = values * correction_weights(self.correction, tokens.logp_old, rollout, mask)
-        selection = self._selection(inputs, denominators)
-        if selection is not None and selection.tokens is not None:
-            trained = mask & selection.tokens
+        reported: dict[str, Tensor] = {}
+        if self.token_penalty is not None:
+            chosen = given(chosen, "select")
+            values = torch.where(chosen, -tokens.advantages * tokens.ratio, values)
+            token = replace(token, clipped=token.clipped & ~chosen)
+        if self.correction or self.off_policy_mask:
+            rollout = at_least_float32(given(inputs.logp_rollout, "logp_rollout"))
+            if self.correction:
+                values = values * correction_weights(self.correction, tokens.logp_old, rollout, mask)
+            if self.off_policy_mask:
+                dropped = self.off_policy_mask.dropped(tokens.logp, rollout, tokens.advantages, mask)
+                values = torch.where(dropped, 0.0, values)
+                reported["off_policy_share"] = dropped.to(values.dtype)
+        if self.token_penalty is not None and chosen is not None:
+            reported["penalty"] = penalty = torch.where(chosen, self.token_penalty.penalty(tokens, inputs), 0.0)
+            reported["penalised_share"] = (chosen & mask).to(values.dtype)
+            values = values + penalty
+        elif chosen is not None:
+            trained = mask & chosen
             values = torch.where(trained, values, 0.0)
         if selection is not None and selection.count is not None:
             counted = trained
             policy_denominators = replace(denominators, tokens=selection.count)
         loss = aggregate(values, counted, self.aggregation, policy_denominators)
-        reported: dict[str, Tensor] = {}
         if inputs.entropy is not None or self.entropy_bonus:
-            entropy = torch.where(mask, at_least_float32(_given(inputs.entropy, "entropy")), 0.0)
+            entropy = torch.where(mask, at_least_float32(given(inputs.entropy, "entropy")), 0.0)
             reported["entropy"] = entropy
             if self.entropy_bonus:
                 loss = loss - self.entropy_bonus * aggregate(entropy, mask, self.aggregation, denominators)
         if inputs.logp_ref is not None or self.kl.coefficient:
-            logp_ref = at_least_float32(_given(inputs.logp_ref, "logp_ref"))
+            logp_ref = at_least_float32(given(inputs.logp_ref, "logp_ref"))
             reported["kl"] = kl = kl_estimate(tokens.logp, logp_ref, mask, self.kl.estimator)
             if self.kl.coefficient:
                 loss = loss + self.kl.coefficient * aggregate(kl, mask, self.aggregation, denominators)
-        return LossOutput(loss, loss_metrics(tokens, token, trained, inputs.correct, reported))
+        metrics = loss_metrics(tokens, token, trained, inputs.correct, reported)
+        n = metrics["ratio"][1]
+        return LossOutput(loss, metrics | {name: (bound * n, n) for name, bound in tokens.bounds.items()})
 
     def value_targets(
         self,
@@ -285,9 +275,8 @@ class Method(Part):
         logp_ref: Tensor | None = None,
     ) -> Tensor:
         """(N, T) float32 returns that the critic is fitted to: advantages before whitening, plus values."""
-        part = self._critic()
-        advantages = gae(part, token_rewards(part, rewards, mask, logp_old, logp_ref), values, mask)
-        return torch.where(mask, advantages + values.float(), 0.0)
+        nothing = torch.zeros_like(rewards, dtype=torch.long)  # a critic reads neither groups nor correctness
+        return self._critic().targets(Scored(rewards, nothing, nothing > 0, mask, values, logp_old, logp_ref))
 
     def value_loss(
         self,
@@ -308,21 +297,16 @@ class Method(Part):
     def _selection(self, inputs: LossInputs, denominators: Denominators) -> Selection | None:
         """The selection in force: as handed over, or made here where this batch is all that it is about."""
         fork = self.token_mask
-        if inputs.select is not None or fork is None or fork.scope == "step":
-            return inputs.select
-        if fork.scope == "microbatch":
+        microbatch = isinstance(fork, ForkTokens) and fork.scope == "microbatch"
+        if microbatch and (inputs.select is None or inputs.select.tokens is None):
             selection = self.select(inputs)
             if selection.count is None:
                 return selection
             # Kept tokens of this batch, each batch weighing by its share of the mini-batch's tokens.
             share = denominators.tokens / max(int(inputs.mask.sum()), 1)
             return replace(selection, count=float(selection.count * share))
+        if inputs.select is not None or "select" not in self.needs:
+            return inputs.select
         if inputs.denominators is None:
             return self.select(inputs)
         raise ValueError(f"method {self.name!r}: the loss of a micro-batch needs select=, made by Method.select")
-
-
-def _given(tensor: Tensor | None, name: str) -> Tensor:
-    if tensor is None:
-        raise ValueError(f"this method needs {name} (see Method.needs)")
-    return tensor

@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor
 
+from polarity.methods.inputs import LossInputs
+
 
 def row_counts(mask: Tensor) -> Tensor:
     """True entries of each row, (N, T) bool -> (N,) int32; several times faster than the default int64 sum."""
@@ -62,3 +64,17 @@ def lowest_of_all(values: Tensor, mask: Tensor, k: Tensor, inclusive: bool = Fal
     chosen = torch.zeros_like(mask)
     chosen[mask] = lowest(candidates, torch.ones_like(candidates, dtype=torch.bool), k[None], inclusive)[0]
     return chosen
+
+
+def covariance(inputs: LossInputs) -> Tensor:
+    """(A - mean A)(log p - mean log p) of each token, (n, T), 0 outside the mask, no gradient; means over all tokens.
+
+    The entropy of a policy falls, to first order, by the mean of this times the step size (Cui et al. 2025).
+    """
+    n = inputs.mask.sum().clamp(min=1)
+
+    def centred(x: Tensor) -> Tensor:
+        x = torch.where(inputs.mask, x.detach().double(), 0.0)
+        return torch.where(inputs.mask, x - x.sum() / n, 0.0)
+
+    return centred(inputs.advantages) * centred(inputs.logp)

@@ -5,21 +5,28 @@ before token t is emitted. Follows the PPO baseline of Zhu et al. and verl's cur
 positions (multi-turn) instead of relying on their values being 0.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from polarity.methods.aggregation import aggregate
-from polarity.methods.inputs import Denominators, LossOutput
+from polarity.methods.inputs import Denominators, LossOutput, Scored, given
 from polarity.methods.part import Part
+from polarity.methods.selection import row_counts
+
+# Rows of a step that are worked on at a time: bounds the extra memory.
+_ROWS = 1024
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 
 
 class CriticAdvantage(Part):
-    """Generalised advantage estimation (GAE) with a critic; rewards may carry a KL penalty."""
+    """Generalised advantage estimation (GAE) with a critic: PPO; rewards may carry a KL penalty."""
+
+    compares_group: ClassVar[bool] = False
+    token_level: ClassVar[bool] = True
 
     kind: Literal["gae"] = "gae"
     """Token advantages from a critic."""
@@ -34,44 +41,77 @@ class CriticAdvantage(Part):
     value_clip: Annotated[float, Field(gt=0)] | None = 0.5
     """The critic may move at most this far from its old values per step's updates; null: any distance."""
 
+    def compute(self, scored: Scored) -> Tensor:
+        """(N, T) float32, zero outside the mask; whitened over all tokens of the step unless `whiten` is off."""
+        advantages = self.unwhitened(scored)
+        return whitened(advantages, given(scored.mask, "mask")) if self.whiten else advantages
+
+    def targets(self, scored: Scored) -> Tensor:
+        """(N, T) float32 returns that the critic is fitted to: advantages before whitening, plus values."""
+        mask, values = given(scored.mask, "mask"), given(scored.values, "values")
+        return torch.where(mask, self.unwhitened(scored) + values.float(), 0.0)
+
+    def unwhitened(self, scored: Scored) -> Tensor:
+        """(N, T) float32 advantages as GAE has them, zero outside the mask."""
+        mask = given(scored.mask, "mask")
+        reward = token_rewards(self.reward_kl, scored.rewards, mask, scored.logp_old, scored.logp_ref)
+        return gae(reward, given(scored.values, "values"), mask, self.gamma, self.lam)
+
 
 def token_rewards(
-    part: CriticAdvantage, rewards: Tensor, mask: Tensor, logp_old: Tensor | None, logp_ref: Tensor | None
+    reward_kl: float, rewards: Tensor, mask: Tensor, logp_old: Tensor | None, logp_ref: Tensor | None
 ) -> Tensor:
     """(N,) rewards on each response's last valid token, minus the KL penalty on every token: (N, T) float32."""
-    T = mask.shape[1]
-    position = torch.arange(T, device=mask.device)
-    last = torch.where(mask, position, -1).amax(1, keepdim=True) if T else position[None, :0]
-    out = torch.where((position == last) & mask, rewards.float()[:, None], 0.0)
-    if part.reward_kl == 0:
+    out = torch.zeros(mask.shape, device=mask.device)
+    if mask.shape[1]:
+        last = mask.shape[1] - 1 - mask.flip(1).byte().argmax(1, keepdim=True)
+        out.scatter_(1, last, torch.where(mask.any(1), rewards.float(), 0.0)[:, None])
+    if reward_kl == 0:
         return out
     if logp_old is None or logp_ref is None:
         raise ValueError("advantage.reward_kl: advantages() needs logp_old and logp_ref (see Method.needs)")
-    return out - part.reward_kl * torch.where(mask, logp_old.float() - logp_ref.float(), 0.0)
+    return out - reward_kl * torch.where(mask, logp_old.float() - logp_ref.float(), 0.0)
 
 
-def gae(part: CriticAdvantage, token_reward: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """(N, T) float32 advantages before whitening, zero outside the mask. The loop is over T, backwards."""
-    values = torch.where(mask, values.float(), 0.0)
-    following = torch.zeros_like(values[:, 0]) if values.shape[1] else values.sum(1)
-    running = torch.zeros_like(following)
-    out = torch.zeros_like(values)
-    for t in range(values.shape[1] - 1, -1, -1):
-        inside = mask[:, t]
-        error = token_reward[:, t] + part.gamma * following - values[:, t]
-        running = torch.where(inside, error + part.gamma * part.lam * running, running)
-        following = torch.where(inside, values[:, t], following)
-        out[:, t] = torch.where(inside, running, 0.0)
+def gae(token_reward: Tensor, values: Tensor | None, mask: Tensor, gamma: float, lam: float) -> Tensor:
+    """(N, T) float32 advantages before whitening, zero outside the mask; without values the discounted returns.
+
+    A_t = delta_t + gamma lam A_next with delta_t = r_t + gamma V_next - V_t, where next is the next valid position.
+    """
+    out = torch.empty(mask.shape, device=mask.device)
+    for rows in (slice(start, start + _ROWS) for start in range(0, len(mask), _ROWS)):
+        inside = mask[rows].t().contiguous()  # positions first: the recursions then read and write whole rows
+        error = torch.where(inside, token_reward[rows].float().t(), 0.0)
+        if values is not None:
+            value = torch.where(inside, values[rows].float().t(), 0.0)
+            following = _backwards(value, (~inside).float())
+            error[:-1] += torch.where(inside[:-1], gamma * following[1:], 0.0)
+            error -= value
+        advantages = _backwards(error, torch.where(inside, gamma * lam, 1.0))
+        out[rows] = torch.where(inside, advantages, 0.0).t()
+    return out
+
+
+def _backwards(terms: Tensor, factors: Tensor) -> Tensor:
+    """x_t = terms_t + factors_t * x_{t+1} from the end, all (T, n)."""
+    out = terms.clone()
+    for t in range(len(out) - 2, -1, -1):
+        torch.addcmul(terms[t], factors[t], out[t + 1], out=out[t])
     return out
 
 
 def whitened(advantages: Tensor, mask: Tensor) -> Tensor:
-    """(A - mean) / sqrt(var + 1e-8) over the mask, with Bessel's correction; fewer than two tokens: unchanged."""
-    inside = advantages[mask].double()
-    if inside.numel() < 2:
+    """(A - mean) / sqrt(var + 1e-8) over the mask, with Bessel's correction; fewer than two tokens: unchanged.
+
+    advantages (N, T), zero outside the mask, and so is the result.
+    """
+    n = int(row_counts(mask).sum())
+    if n < 2:
         return advantages
-    scale = torch.rsqrt(inside.var() + 1e-8)
-    return torch.where(mask, (advantages.double() - inside.mean()) * scale, 0.0).float()
+    mean = float(advantages.sum(dtype=torch.float64)) / n
+    centred = (advantages - mean).masked_fill_(~mask, 0.0)
+    squares = sum(float(rows.square().sum(dtype=torch.float64)) for rows in centred.split(_ROWS))
+    return centred.mul_((squares / (n - 1) + 1e-8) ** -0.5)
 
 
 def value_loss(
@@ -89,7 +129,10 @@ def value_loss(
     denominators = denominators or Denominators.of(mask)
     v, old, target = (torch.where(mask, x, 0.0) for x in (values, values_old.detach(), targets.detach()))
     error = (v - target) ** 2
-    near = v if part.value_clip is None else old + (v - old).clamp(-part.value_clip, part.value_clip)
+    near = v
+    if part.value_clip is not None:
+        move = v - old
+        near = torch.where(move.abs() > part.value_clip, old + move.clamp(-part.value_clip, part.value_clip), v)
     clipped_error = (near - target) ** 2
     loss = 0.5 * aggregate(torch.maximum(error, clipped_error), mask, "token_mean", denominators)
     n = float(mask.sum())

@@ -1,8 +1,8 @@
 """Checkpoints that are complete or absent: written aside, flushed to disk, renamed.
 
-A checkpoint is a model directory (loads with AutoModelForCausalLM and AutoTokenizer) plus `trainer.pt`: optimiser, the
-number of completed steps, the cursor of the training stream, and the method's own state. There is no random state to
-save: every seed is derived from the run's seed and the step.
+A checkpoint is a model directory (loads with AutoModelForCausalLM and AutoTokenizer) plus `trainer.pt`: optimisers, the
+number of completed steps, the cursor of the training stream, and the method's own state; and `critic/` where the run
+has one. There is no random state to save: every seed is derived from the run's seed and the step.
 """
 
 import os
@@ -13,31 +13,36 @@ from typing import Any
 
 import torch
 
+from polarity.engines.embedded.critic import Critic
 from polarity.engines.embedded.policy import Policy
 from polarity.errors import UserError
 
 PARTIAL = "partial_"
+CRITIC = "critic"
 
 
 @dataclass(frozen=True)
 class TrainerState:
-    """steps completed; problems drawn from the training stream; `method.update_state`'s state; optimiser state dict."""
+    """steps completed; problems drawn from the training stream; `method.update_state`'s state; optimisers' states."""
 
     step: int
     cursor: int
     method: Any
     optimizer: dict[str, Any]
+    critic_optimizer: dict[str, Any] | None = None
 
 
-def save_checkpoint(path: Path, policy: Policy, state: TrainerState, keep: int) -> None:
+def save_checkpoint(path: Path, policy: Policy, critic: Critic | None, state: TrainerState, keep: int) -> None:
     """Write `path`, then remove all but the newest `keep` checkpoints beside it."""
     aside = path.with_name(PARTIAL + path.name)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     policy.model.save_pretrained(aside)
     policy.tokenizer.save_pretrained(aside)
+    if critic is not None:
+        critic.save(aside / CRITIC)
     torch.save(vars(state), aside / "trainer.pt")
-    for file in aside.rglob("*"):  # a tokenizer with several chat templates has a folder for them
+    for file in aside.rglob("*"):  # the critic and a tokenizer's chat templates have folders of their own
         if file.is_file():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
@@ -50,7 +55,7 @@ def save_checkpoint(path: Path, policy: Policy, state: TrainerState, keep: int) 
 
 
 def load_state(path: Path) -> TrainerState:
-    """The trainer state of a checkpoint; its model is loaded from the same directory."""
+    """The trainer state of a checkpoint; its models are loaded from the same directory."""
     try:
         return TrainerState(**torch.load(path / "trainer.pt", weights_only=True, map_location="cpu"))
     except FileNotFoundError:

@@ -105,12 +105,7 @@ def token_logp(
     The same for the entropy in nats of the distribution that produced it, and for `proxy(logits, tokens)` (Lp-Reg),
     called on chunks of logits at `temperature`; None where not asked for. T is the longest response here.
     """
-    lengths = [len(r) for r in responses]
-    tokens, predicts = _pad_right(prompts, responses, policy.device)
-    policy.set_mode()
-    with policy.autocast():
-        hidden = policy.model.get_decoder()(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
-    hidden, targets = hidden[predicts], tokens[:, 1:][predicts]  # (M,D), (M,)
+    hidden, targets = states_before(policy, prompts, responses)
 
     def chunk(hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         with policy.autocast():
@@ -132,10 +127,26 @@ def token_logp(
         done = [checkpoint(chunk, h, t, use_reentrant=False) for h, t in pieces]
         flat = tuple(torch.cat(part) for part in zip(*done, strict=True))
 
-    width = torch.arange(max(lengths), device=policy.device)
-    mask = width < torch.tensor(lengths, device=policy.device)[:, None]
-    padded = [flat[0].new_zeros(mask.shape).masked_scatter(mask, part) for part in flat]
+    padded = [pad_rows(part, responses) for part in flat]
     return padded[0], padded[1] if entropy else None, padded[-1] if proxy is not None else None
+
+
+def states_before(
+    policy: Policy, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor]:
+    """The last hidden state (M,D) from which each response token is predicted, row after row, and the tokens (M,)."""
+    tokens, predicts = _pad_right(prompts, responses, policy.device)
+    policy.set_mode()
+    with policy.autocast():
+        hidden = policy.model.get_decoder()(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
+    return hidden[predicts], tokens[:, 1:][predicts]
+
+
+def pad_rows(flat: Tensor, responses: Sequence[Sequence[int]]) -> Tensor:
+    """One number for each response token (M,), row after row -> (n,T), zero past the end of a row."""
+    lengths = torch.tensor([len(r) for r in responses], device=flat.device)
+    mask = torch.arange(max(map(len, responses)), device=flat.device) < lengths[:, None]
+    return flat.new_zeros(mask.shape).masked_scatter(mask, flat)
 
 
 def _pad_right(
