@@ -5,10 +5,11 @@ N responses, T padded length, V vocabulary.
     python benchmarks/methods.py                # both parts, writes benchmarks/results/methods.json and .md
     python benchmarks/methods.py --part credit --device cuda
 
-credit: `advantages` and `shape` for N = 4096 responses of up to T = 8192 tokens (group size 8, lengths uniform between
-1 and T), every method of the catalog, in a process of its own each. Seconds are wall-clock, the median of a few calls
-after one that is not counted; the extra memory is the peak of the process's resident memory (of the GPU's allocated
-memory) during a call, less what the inputs take, over the size of those inputs. Bars on two CPU cores: 2 s, 4 times.
+credit: `advantages` and `shape` for N = 4096 responses of T = 8192 tokens (group size 8, no padding, two tokens of five
+with a probability of exactly 1), every method of the catalog, in a process of its own each. Seconds are wall-clock, the
+median of a few calls after one that is not counted; the extra memory is the peak of the process's resident memory (of
+the GPU's allocated memory) during a call, less what the inputs take, over the size of those inputs. Bars on two CPU
+cores: 2 s, 4 times.
 
 learner: everything that a step does after sampling (old log-probs, reference, critic and proxy where a method asks for
 them, advantages, shaping, update) on the same rollouts of the default base, with the default world's recipe. Rollouts
@@ -46,11 +47,11 @@ def measure_credit(name: str, device: str, rows: int, width: int, threads: int, 
     torch.set_num_threads(threads)
     method = METHODS[name].at(0)
     g = torch.Generator().manual_seed(0)
-    lengths = torch.randint(1, width + 1, (rows, 1), generator=g)
-    mask = torch.arange(width) < lengths
+    mask = torch.ones(rows, width, dtype=torch.bool)
     groups = torch.arange(rows // 8).repeat_interleave(8)
     correct = torch.rand(rows, generator=g) < 0.5
-    tensors = {"logp_old": -torch.rand(rows, width, generator=g).square_()}
+    # as a trained policy's: two tokens of five have a probability that is exactly 1 in float32, so ranks are tied
+    tensors = {"logp_old": (0.4 - torch.rand(rows, width, generator=g)).clamp_(max=0.0)}
     if "entropy_old" in method.needs:
         tensors["entropy_old"] = torch.rand(rows, width, generator=g)
     if "values" in method.needs:
@@ -193,7 +194,7 @@ def table(found: dict[str, Any]) -> str:
     if credited:
         about = found["credit"]
         lines.append(
-            f"Credit: advantages + shape for {about['rows']} responses of up to {about['width']} tokens, "
+            f"Credit: advantages + shape for {about['rows']} responses of {about['width']} tokens, "
             f"{about['threads']} threads on {about['device']}; bars {BARS['seconds']:g} s and "
             f"{BARS['extra_memory']:g} times the inputs' memory."
         )

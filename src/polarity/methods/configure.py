@@ -142,8 +142,8 @@ def _timed(method: Method, own: Mapping[str, Any], steps: int, decay_until: floa
             elif schedule.per_step and schedule.steps > steps:
                 raise UserError(
                     f"method {method.name!r}: {path} decays over {schedule.steps:g} rollout steps but the run, or the "
-                    f"phase, has {steps}; set decay_until (a fraction of the run, such as 0.667), or method.{path}.until "
-                    f"or .per_step to say what you mean"
+                    f"phase, has {steps}; set decay_until (a fraction of the run, such as 0.667), or method.{path}"
+                    f".until or .per_step to say what you mean"
                 )
         method = method.vary({path: schedule.over(steps)})
     return method

@@ -23,6 +23,7 @@ from polarity.methods.part import Part, merged, validated
 from polarity.methods.regularizers import KL, kl_estimate
 from polarity.methods.samples import Filter, Overlong
 from polarity.methods.schedules import State
+from polarity.methods.selection import row_counts
 from polarity.methods.shaping import Shaping, shape
 from polarity.methods.surrogates import Clip, PolicyTokens, Surrogate, TokenLoss, at_least_float32
 from polarity.methods.token_masks import ClipCov, ForkTokens, TokenMask
@@ -179,8 +180,9 @@ class Method(Part):
             return shaped
         kept = fork.kept(given(entropy_old, "entropy_old"), mask)
         # A step's kept share stands for each of its mini-batches: dividing by it is dividing by kept tokens.
-        share = kept.sum() / mask.sum().clamp(min=1) if fork.denominator == "kept" else 1.0
-        return torch.where(kept, shaped / share, 0.0)
+        if fork.denominator == "kept":
+            shaped *= row_counts(mask).sum() / row_counts(kept).sum().clamp(min=1)
+        return shaped.masked_fill_(~kept, 0.0)
 
     def logp_proxy(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """Log-probability of tokens (c,) under a proxy of the old policy with logits (c, V); only if in `needs`."""
@@ -224,47 +226,59 @@ class Method(Part):
         mask = inputs.mask
         denominators = inputs.denominators or Denominators.of(mask)
         selection = self._selection(inputs, denominators)
-        chosen = None if selection is None else selection.tokens
         tokens = PolicyTokens.of(replace(inputs, select=selection))
+        token, trained, reported = self._policy_loss(inputs, tokens, selection)
+        if selection is None or selection.count is None:
+            loss = aggregate(token.loss, mask, self.aggregation, denominators)
+        else:
+            loss = aggregate(token.loss, trained, self.aggregation, replace(denominators, tokens=selection.count))
+        for name, (term, coefficient) in self._terms(inputs, tokens).items():
+            reported[name] = term
+            if coefficient:
+                loss = loss + coefficient * aggregate(term, mask, self.aggregation, denominators)
+        metrics = loss_metrics(tokens, token, trained, inputs.correct, reported)
+        n = metrics["ratio"][1]
+        return LossOutput(loss, metrics | {name: (bound * n, n) for name, bound in tokens.bounds.items()})
+
+    def _policy_loss(
+        self, inputs: LossInputs, tokens: PolicyTokens, selection: Selection | None
+    ) -> tuple[TokenLoss, Tensor, dict[str, Tensor]]:
+        """The loss of each token after weights, masks and token penalty; which tokens count; what to report, (n, T)."""
         token = self.token_loss(tokens)
-        values, trained, counted, policy_denominators = token.loss, mask, mask, denominators
-        reported: dict[str, Tensor] = {}
+        mask, values, reported = tokens.mask, token.loss, {}
+        chosen = None if selection is None else selection.tokens
         if self.token_penalty is not None:
-            chosen = given(chosen, "select")
+            chosen = mask & given(chosen, "select")
             values = torch.where(chosen, -tokens.advantages * tokens.ratio, values)
             token = replace(token, clipped=token.clipped & ~chosen)
-        if self.correction or self.off_policy_mask:
+        if self.correction:
             rollout = at_least_float32(given(inputs.logp_rollout, "logp_rollout"))
-            if self.correction:
-                values = values * correction_weights(self.correction, tokens.logp_old, rollout, mask)
-            if self.off_policy_mask:
-                dropped = self.off_policy_mask.dropped(tokens.logp, rollout, tokens.advantages, mask)
-                values = torch.where(dropped, 0.0, values)
-                reported["off_policy_share"] = dropped.to(values.dtype)
+            values = values * correction_weights(self.correction, tokens.logp_old, rollout, mask)
+        if self.off_policy_mask:
+            rollout = at_least_float32(given(inputs.logp_rollout, "logp_rollout"))
+            dropped = self.off_policy_mask.dropped(tokens.logp, rollout, tokens.advantages, mask)
+            values = torch.where(dropped, 0.0, values)
+            reported["off_policy_share"] = dropped.to(values.dtype)
+        trained = mask
         if self.token_penalty is not None and chosen is not None:
             reported["penalty"] = penalty = torch.where(chosen, self.token_penalty.penalty(tokens, inputs), 0.0)
-            reported["penalised_share"] = (chosen & mask).to(values.dtype)
+            reported["penalised_share"] = chosen.to(values.dtype)
             values = values + penalty
         elif chosen is not None:
             trained = mask & chosen
             values = torch.where(trained, values, 0.0)
-        if selection is not None and selection.count is not None:
-            counted = trained
-            policy_denominators = replace(denominators, tokens=selection.count)
-        loss = aggregate(values, counted, self.aggregation, policy_denominators)
+        return replace(token, loss=values), trained, reported
+
+    def _terms(self, inputs: LossInputs, tokens: PolicyTokens) -> dict[str, tuple[Tensor, float]]:
+        """Entropy and KL of each token (n, T), where needed or at hand, with their coefficients in the loss."""
+        found: dict[str, tuple[Tensor, float]] = {}
         if inputs.entropy is not None or self.entropy_bonus:
-            entropy = torch.where(mask, at_least_float32(given(inputs.entropy, "entropy")), 0.0)
-            reported["entropy"] = entropy
-            if self.entropy_bonus:
-                loss = loss - self.entropy_bonus * aggregate(entropy, mask, self.aggregation, denominators)
+            entropy = torch.where(tokens.mask, at_least_float32(given(inputs.entropy, "entropy")), 0.0)
+            found["entropy"] = entropy, -self.entropy_bonus
         if inputs.logp_ref is not None or self.kl.coefficient:
             logp_ref = at_least_float32(given(inputs.logp_ref, "logp_ref"))
-            reported["kl"] = kl = kl_estimate(tokens.logp, logp_ref, mask, self.kl.estimator)
-            if self.kl.coefficient:
-                loss = loss + self.kl.coefficient * aggregate(kl, mask, self.aggregation, denominators)
-        metrics = loss_metrics(tokens, token, trained, inputs.correct, reported)
-        n = metrics["ratio"][1]
-        return LossOutput(loss, metrics | {name: (bound * n, n) for name, bound in tokens.bounds.items()})
+            found["kl"] = kl_estimate(tokens.logp, logp_ref, tokens.mask, self.kl.estimator), self.kl.coefficient
+        return found
 
     def value_targets(
         self,

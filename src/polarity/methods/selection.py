@@ -4,6 +4,7 @@ N rows (responses), T padded length. Only positions inside the mask are candidat
 """
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -58,11 +59,23 @@ def lowest(values: Tensor, mask: Tensor, k: Tensor, inclusive: bool = False) -> 
     return chosen
 
 
-def lowest_of_all(values: Tensor, mask: Tensor, k: Tensor, inclusive: bool = False) -> Tensor:
-    """The k (0-dim int) lowest inside the mask over all rows together, (N, T) -> (N, T) bool; ties by row, position."""
-    candidates = values[mask][None]
-    chosen = torch.zeros_like(mask)
-    chosen[mask] = lowest(candidates, torch.ones_like(candidates, dtype=torch.bool), k[None], inclusive)[0]
+def extreme_of_all(
+    values: Tensor, mask: Tensor, k: Tensor, end: Literal["low", "high"], inclusive: bool = False
+) -> Tensor:
+    """The k (0-dim int) lowest or highest inside the mask over all rows together, (N, T) -> (N, T) bool.
+
+    Exactly k, ties to the earlier row, then position; with `inclusive`, everything up to and including the k-th value.
+    """
+    wanted = int(k)
+    if wanted == 0:
+        return torch.zeros_like(mask)
+    candidates = values[mask]
+    kth = candidates.kthvalue(wanted if end == "low" else len(candidates) - wanted + 1).values
+    chosen = mask & (values <= kth if end == "low" else values >= kth)
+    surplus = int(row_counts(chosen).sum()) - wanted
+    if surplus and not inclusive:
+        ties = (chosen & (values == kth)).flatten().nonzero()[:, 0]
+        chosen.view(-1)[ties[len(ties) - surplus :]] = False
     return chosen
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from polarity.methods.inputs import given
 from polarity.methods.part import Part
 from polarity.methods.schedules import ClosedLoop, Schedule, State, weight_at
-from polarity.methods.selection import floor_count, lowest, lowest_of_all, row_counts
+from polarity.methods.selection import extreme_of_all, floor_count, lowest, row_counts
 
 # Elements ranked at a time: bounds the extra memory, and keeps the work in cache.
 _CHUNK = 4194304
@@ -163,8 +163,8 @@ def _weigh(
     inclusive = shaping.ties == "inclusive"
     if shaping.scope == "batch":
         candidates = mask & side
-        values = ranked if part.end == "low" else -ranked
-        chosen = lowest_of_all(values, candidates, floor_count(candidates.sum(), part.ratio), inclusive)
+        count = floor_count(row_counts(candidates).sum(), part.ratio)
+        chosen = extreme_of_all(ranked, candidates, count, part.end, inclusive)
         shaped.mul_(torch.where(chosen, weight, 1.0))
         return
     rows = side.any(1).nonzero()[:, 0]

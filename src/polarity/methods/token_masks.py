@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from polarity.methods.inputs import LossInputs, Selection, given
 from polarity.methods.part import Part
-from polarity.methods.selection import ceil_count, covariance, lowest, lowest_of_all, row_counts
+from polarity.methods.selection import ceil_count, covariance, extreme_of_all, lowest, row_counts
 
 
 class ForkTokens(Part):
@@ -57,7 +57,7 @@ class ForkTokens(Part):
         entropy = entropy.detach()
         if self.scope == "response":
             return lowest(-entropy, mask, ceil_count(row_counts(mask), self.ratio))
-        return lowest_of_all(-entropy, mask, ceil_count(mask.sum(), self.ratio))
+        return extreme_of_all(entropy, mask, ceil_count(row_counts(mask).sum(), self.ratio), "high")
 
 
 class ClipCov(Part):

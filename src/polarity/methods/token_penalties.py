@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from polarity.methods.inputs import LossInputs, Selection, given
 from polarity.methods.part import Part
 from polarity.methods.regularizers import kl_estimate
-from polarity.methods.selection import covariance, floor_count, lowest_of_all
+from polarity.methods.selection import covariance, extreme_of_all, floor_count
 from polarity.methods.surrogates import PolicyTokens, at_least_float32
 
 # Logit of a filtered vocabulary entry (authors' code): finite, so that a filtered token's log-probability is, too.
@@ -42,7 +42,7 @@ class KLCov(Part):
     def select(self, inputs: LossInputs, generator: Generator | None) -> Selection:
         """The tokens of highest covariance, exactly k by rank."""
         spread = covariance(inputs)
-        return Selection(lowest_of_all(-spread, inputs.mask, floor_count(inputs.mask.sum(), self.ratio)))
+        return Selection(extreme_of_all(spread, inputs.mask, floor_count(inputs.mask.sum(), self.ratio), "high"))
 
     def penalty(self, tokens: PolicyTokens, inputs: LossInputs) -> Tensor:
         """(n, T) with gradient, for every token."""
@@ -86,7 +86,7 @@ class LpReg(Part):
         logp, proxy = inputs.logp.detach(), given(inputs.logp_proxy, "logp_proxy")
         negative = inputs.mask & (inputs.advantages < 0)
         count = floor_count(negative.sum(), self.ratio)
-        rarest = lowest_of_all(logp, negative, torch.where(count > 1, count, 0))
+        rarest = extreme_of_all(logp, negative, torch.where(count > 1, count, 0), "low")
         return Selection(rarest & (logp < proxy))
 
     def penalty(self, tokens: PolicyTokens, inputs: LossInputs) -> Tensor:
