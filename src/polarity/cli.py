@@ -236,13 +236,13 @@ def methods(arguments: Sequence[str]) -> int:
     parser.add_argument("name", nargs="?", metavar="NAME", help="a method, a family member, or module:NAME")
     given = parser.parse(arguments)
 
-    from polarity.methods import FAMILIES, SOURCES, build_method, method_table
+    from polarity.methods import FAMILIES, SEQUENCE, SOURCES, build_method, method_table
 
     if given.name is None:
         rows = method_table()
         print(_table([list(rows[0]), *([_word(value) for value in row.values()] for row in rows)]))
         print("\n" + "\n".join(f"[{mark}] {paper}" for mark, paper in SOURCES.items()))
-        print(f"\nfamilies: {', '.join(FAMILIES)}")
+        print(f"\nfamilies: {', '.join(FAMILIES)}\nsequences: {SEQUENCE}, for example nsr_50_then_dapo")
         return 0
     import yaml
 

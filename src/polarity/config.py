@@ -211,6 +211,11 @@ def _check_method(rollout: RolloutConfig, method: Method) -> None:
             f"method.overlong.buffer {method.overlong.buffer} is longer than rollout.max_new_tokens "
             f"{rollout.max_new_tokens}; set it to about a fifth of that"
         )
+    if method.correction is not None and rollout.logp_old == "sampled":
+        raise UserError(
+            f"method {method.name!r} corrects for train-inference mismatch, and there is none: sampler and trainer "
+            f"share weights and precision; set rollout.logp_old to recomputed, or method.correction to null"
+        )
     watched = sorted(name for name in method.watches if name.startswith("mismatch/"))
     if watched and rollout.logp_old == "sampled":
         raise UserError(

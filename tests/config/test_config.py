@@ -219,3 +219,9 @@ def no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], li
 def test_reading_a_configuration_writes_nothing(no_files: Callable[[], list[Path]]):
     load_config(None, {"method": "a3po"})
     assert no_files() == []
+
+
+def test_correction_of_a_mismatch_that_cannot_be_is_refused():
+    with pytest.raises(UserError, match=r"set rollout\.logp_old to recomputed"):
+        load_config(None, {"method": "dapo", "method.correction.kind": "truncated"})
+    load_config(None, {"method": "dapo", "method.correction.kind": "truncated", "rollout.logp_old": "recomputed"})

@@ -4,12 +4,12 @@ n responses (P groups of G), T padded length. Everything outside the mask is fin
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
-from polarity.methods import LossInputs, LossOutput, Method
+from polarity.methods import Denominators, LossInputs, LossOutput, Method
 
 P, G, T = 8, 4, 20
 
@@ -111,8 +111,16 @@ def assert_same_loss(ours: Callable[[Tensor], Tensor], theirs: Callable[[Tensor]
 
 
 def polarity_loss(method: Method, batch: Batch, **more: object) -> Callable[[Tensor], Tensor]:
-    """The method's loss as a function of logp."""
-    return lambda logp: method.loss(batch.inputs(logp, **more)).loss
+    """The method's loss as a function of logp; unless said otherwise with the padded length as the response limit."""
+
+    def loss(logp: Tensor) -> Tensor:
+        inputs = batch.inputs(logp, **more)
+        if inputs.denominators is None:
+            select = method.select(inputs) if "select" in method.needs and inputs.select is None else inputs.select
+            inputs = replace(inputs, select=select, denominators=Denominators.of(batch.mask, T))
+        return method.loss(inputs).loss
+
+    return loss
 
 
 def share(output: LossOutput, name: str) -> float:

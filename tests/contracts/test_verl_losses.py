@@ -257,6 +257,15 @@ def empty_rows_counted() -> None:
     assert_equal(full * n / (n - 1), ours, TOLERANCE[torch.float64], "value")
 
 
+def constant_length_without_a_limit() -> None:
+    batch = random_batch(0, holes=True)
+    longest = int(batch.mask.sum(1).max())
+    assert longest < T
+    theirs, _ = PAIRS["dr_grpo"].verl(batch, batch.logp)
+    ours = METHODS["dr_grpo"].loss(batch.inputs(batch.logp)).loss
+    assert_equal(ours * longest, theirs * T, TOLERANCE[torch.float64], "value")
+
+
 def gmpo_counts_empty_rows() -> None:
     batch = random_batch(0, empty_row=True)
     n = len(batch.mask)
@@ -334,6 +343,12 @@ DEVIATIONS = [
         "empty responses in the sequence mean",
         "verl's engine divides by the configured mini-batch size; polarity by the responses that have tokens",
         empty_rows_counted,
+    ),
+    Deviation(
+        "constant length without a limit",
+        "where no response limit is given verl takes the padded length, so more padding changes the loss; polarity the "
+        "longest response",
+        constant_length_without_a_limit,
     ),
     Deviation(
         "gmpo, empty responses",

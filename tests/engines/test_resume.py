@@ -174,7 +174,7 @@ def test_a_closed_loop_goes_on_where_it_was(
     state = checkpoint.load_state(found.checkpoints[6])
     assert state.method == {"shaping.positive.scale": 2.0}
     for step, weight in enumerate([1.0, 1.25, 1.5, 1.75, 2.0, 2.0], 1):
-        positive = {w for row in found.rollouts(step) if row["advantage"] > 0 for w in row["weight"]}
+        positive = {w for row in found.rollouts(step) if row["kept"] and row["advantage"] > 0 for w in row["weight"]}
         assert positive <= {1.0, weight}
         assert weight in positive
     for after in (2, 4):

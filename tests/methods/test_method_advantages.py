@@ -135,3 +135,13 @@ def test_empty_step():
     m = METHODS["dapo"]
     assert m.advantages(none, none.long(), none.bool()).shape == (0,)
     assert m.keep(none, none.long(), none.bool()).shape == (0,)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if not METHODS[name].advantage.token_level])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float64, torch.float16])
+def test_rewards_of_any_type(name, dtype):
+    correct = torch.tensor([True, False, True, False])
+    groups = torch.zeros(4, dtype=torch.long)
+    found = METHODS[name].advantages(correct.to(dtype), groups, correct)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, METHODS[name].advantages(correct.float(), groups, correct))

@@ -122,6 +122,17 @@ REFUSED = [
         for kind in ("sapo", "cispo", "aspo", "bapo")
         for fix in ({"surrogate": {"kind": "clip"}}, {"token_penalty": None})
     ),
+    (
+        "fork_tokens",
+        {"token_mask.denominator": "kept", "aggregation": "seq_mean_token_mean"},
+        "does not count: set aggregation: token_mean",
+        {"aggregation": "token_mean"},
+    ),
+    ("grpo", {"shaping.scope": "batch"}, "shaping.scope has nothing to act on", TOKENS),
+    ("ar", {"shaping.ties": "inclusive"}, "shaping.ties has nothing to act on", TOKENS),
+    ("dapo", {"shaping.polarity_by": "correctness"}, "polarity_by has nothing", {"shaping.negative_weight": 2.0}),
+    ("psr", {"advantage.negative": -3.0}, "advantage.negative needs the negative", {"filter.polarity": "all"}),
+    ("nsr", {"advantage.positive": 3.0}, "advantage.positive needs the positive", {"advantage.positive": 1.0}),
     ("a3po", {"filter.polarity": "positive"}, "set shaping.negative: null", {"shaping.negative": None}),
     ("a3po", {"filter.polarity": "negative"}, "set shaping.positive: null", {"shaping.positive": None}),
     ("a3po", {"filter.polarity": "negative"}, "or filter.polarity: all", {"filter.polarity": "all"}),

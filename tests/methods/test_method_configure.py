@@ -33,9 +33,11 @@ def blocks(language):
 def test_catalog_iterates_literal_names_and_resolves_families():
     assert list(METHODS) == NAMES
     assert len(METHODS) == 34
-    for name in [*METHODS, *FAMILIES, "nsr_50_then_dapo", "polarity_p2n1_3_then_a3po"]:
+    for name in [*METHODS, *FAMILIES]:
         assert name in METHODS
         assert METHODS[name].name == name
+    assert "nsr_50_then_dapo" not in METHODS  # a sequence is not a method: build_method makes it
+    assert None not in METHODS
     assert "polarity_p0.5" not in METHODS
     assert "token_positive_middle_prob" not in METHODS
     with pytest.raises(KeyError, match="did you mean 'a3po'"):
@@ -223,3 +225,33 @@ def test_documented_yaml():
     assert changed.shaping.positive.scale.value(25) == pytest.approx(2.0)
     assert changed.filter.dynamic_sampling
     assert (parts.name, parts.advantage.positive, parts.surrogate.high) == ("gentle", 0.5, 0.28)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"token_mask": "fork"}, r"'token_mask': give a mapping, for example {kind: fork}"),
+        ({"token_mask": 5}, r"'token_mask': give a mapping"),
+        ({"correction": "truncated"}, r"'correction': give a mapping, for example {kind: truncated}"),
+        ({"surrogate": "gspo"}, r"'surrogate': give a mapping, for example {kind: gspo}"),
+        ({"advantage": "signed"}, r"'advantage': give a mapping, for example {kind: signed}"),
+        ({"filter": "positive"}, r"'filter': give a mapping"),
+    ],
+)
+def test_a_word_where_a_part_belongs_is_told_how_to_write_it(changes, message):
+    with pytest.raises(UserError, match=message):
+        build_method({"base": "dapo", **changes})
+
+
+@pytest.mark.parametrize(
+    ("phases", "message"),
+    [
+        ([{"method": "nsr", "steps": 0}, {"method": "dapo"}], "method key 'phases.0.steps'"),
+        ([{"method": "nsr", "steps": "five"}, {"method": "dapo"}], "not 'five'"),
+        ([{"method": {"base": "nsr", "shaping.positve": 1}, "steps": 2}, {"method": "dapo"}], "phases.0.method: "),
+    ],
+)
+def test_mistakes_in_phases_are_short(phases, message):
+    with pytest.raises(UserError, match=message) as caught:
+        build_method({"phases": phases})
+    assert len(str(caught.value)) < 200

@@ -256,3 +256,25 @@ def test_methods_that_compare_no_group_do_not_read_it(name):
     m = method(name)
     step = rollout_step(4)
     assert torch.equal(shaped(m, step), shaped(m, replace(step, groups=torch.arange(11))))
+
+
+def test_constant_length_without_a_limit_is_the_longest_response_not_the_padding():
+    m = METHODS["dr_grpo"]
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+
+    def loss(width, denominators=None):
+        logp, wide = torch.zeros(2, width), torch.nn.functional.pad(mask, (0, width - 3))
+        return m.loss(LossInputs(logp, logp, torch.ones(2, width), wide, denominators=denominators)).loss.item()
+
+    assert loss(3) == loss(9) == pytest.approx(-4 / (2 * 3))
+    assert loss(9, Denominators(tokens=torch.tensor([4]), sequences=torch.tensor([2]))) == pytest.approx(-4 / (2 * 3))
+
+
+def test_a_loss_of_ones_own_gets_every_row():
+    class Mine(Method):
+        def token_loss(self, tokens):
+            found = super().token_loss(tokens)
+            return replace(found, loss=found.loss + 0.1 * tokens.logp**2)
+
+    assert METHODS["dapo"].skips_zero_advantage
+    assert not Mine.build_on(METHODS["dapo"], name="mine").skips_zero_advantage

@@ -362,3 +362,20 @@ def test_opsm_measures_drift_of_the_current_policy_and_spares_the_other_terms():
 def test_opsm_looks_at_each_tokens_own_sign_where_advantages_are_of_tokens():
     inputs = tokens([[-1.0, 2.0, 0.0]], [[-2.0] * 3], logp_rollout=[[0.0] * 3])
     close(token_sum(METHODS["opsm"], inputs)[1], [[0, -2, 0]])
+
+
+def test_selection_takes_tensors_in_any_layout_and_ties():
+    m = METHODS["fork_tokens"]
+    entropy = torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.5, 0.1]]).t()
+    mask = torch.ones(3, 2, dtype=torch.bool).t()
+    logp = torch.zeros(3, 2).t()
+    found = m.select(LossInputs(logp, logp, torch.ones(2, 3), mask, entropy=entropy))
+    assert found.tokens.nonzero().tolist() == [[0, 0], [0, 1]]
+
+
+def test_proxy_of_a_chunk_of_rows_is_that_of_its_tokens():
+    m = METHODS["lp_reg"]
+    logits, tokens = torch.randn(2, 5, 9), torch.randint(9, (2, 5))
+    torch.testing.assert_close(
+        m.logp_proxy(logits, tokens).flatten(), m.logp_proxy(logits.view(10, 9), tokens.view(10))
+    )

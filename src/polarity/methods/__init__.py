@@ -4,13 +4,14 @@ from polarity.methods.catalog import FAMILIES, METHODS, SOURCES
 from polarity.methods.configure import build_method
 from polarity.methods.inputs import Denominators, LossInputs, LossOutput, Metrics, Selection
 from polarity.methods.method import Method
-from polarity.methods.phases import Phase, Phases
+from polarity.methods.phases import SEQUENCE, Phase, Phases
 from polarity.methods.surrogates import PolicyTokens, TokenLoss
 from polarity.methods.table import method_table
 
 __all__ = [
     "FAMILIES",
     "METHODS",
+    "SEQUENCE",
     "SOURCES",
     "Denominators",
     "LossInputs",

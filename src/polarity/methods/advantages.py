@@ -14,8 +14,8 @@ from torch import Tensor
 
 from polarity.errors import UserError
 from polarity.methods.inputs import Scored, given
-from polarity.methods.part import Part
-from polarity.methods.values import CriticAdvantage, Unit, gae, token_rewards, whitened
+from polarity.methods.part import Part, Unit
+from polarity.methods.values import CriticAdvantage, gae, token_rewards, whitened
 
 # Rewards of a group that differ by less than this are equal.
 _SAME = 1e-9
@@ -90,12 +90,13 @@ class SignedAdvantage(Part):
 
     def compute(self, scored: Scored) -> Tensor:
         """(N,) float32. Raises UserError when graded scores leave [0, 1]."""
-        right, wrong = torch.full_like(scored.rewards, self.positive), torch.full_like(scored.rewards, self.negative)
+        score = scored.rewards.float()
+        right, wrong = torch.full_like(score, self.positive), torch.full_like(score, self.negative)
         if self.graded:
-            if ((scored.rewards < 0) | (scored.rewards > 1)).any():
+            if ((score < 0) | (score > 1)).any():
                 raise UserError("advantage.graded needs scores between 0 and 1; rescale the verifier's score")
-            right, wrong = right * scored.rewards, wrong * (1 - scored.rewards)
-        return torch.where(scored.correct, right, wrong).float()
+            right, wrong = right * score, wrong * (1 - score)
+        return torch.where(scored.correct, right, wrong)
 
 
 class ReturnsAdvantage(Part):

@@ -30,10 +30,10 @@ def aggregate(values: Tensor, mask: Tensor, mode: Aggregation, denominators: Den
         return (values.sum(1) / mask.sum(1).clamp(min=1)).sum() / sequences
     if mode == "seq_mean_token_sum":
         return values.sum() / sequences
-    max_length = values.shape[1] if denominators.max_length is None else denominators.max_length
-    return values.sum() / (sequences * max(max_length, 1))
+    longest = int(mask.sum(1).max()) if denominators.max_length is None and len(mask) else 1
+    return values.sum() / (sequences * max(denominators.max_length or longest, 1))
 
 
 def _at_least_one(count: float | Tensor) -> float | Tensor:
     """An empty mini-batch has loss 0, not 0/0."""
-    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
+    return count.reshape(()).clamp(min=1) if isinstance(count, Tensor) else max(count, 1)

@@ -12,7 +12,6 @@ from polarity.errors import nearest
 from polarity.methods.advantages import CentredAdvantage, LeaveOneOutAdvantage, ReturnsAdvantage, SignedAdvantage
 from polarity.methods.corrections import OffPolicyMask
 from polarity.methods.method import Method
-from polarity.methods.phases import Phase, Phases
 from polarity.methods.regularizers import KL
 from polarity.methods.samples import Filter
 from polarity.methods.schedules import LinearDecay
@@ -195,18 +194,10 @@ def _token_weights(name: str, polarity: str, end: str, by: str) -> Method:
     return _on(_DAPO, name, source, **{f"shaping__{polarity}": weights})
 
 
-def _sequence(name: str, first: str, steps: str, then: str) -> Phases:
-    following = METHODS[then]
-    rest = following.phases if isinstance(following, Phases) else (Phase(method=following),)
-    source = f"{first} for {steps} rollout steps, then {then}"
-    return Phases(name=name, source=source, phases=(Phase(method=METHODS[first], steps=int(steps)), *rest))
-
-
 # pattern of names -> what makes the method from a name and the pattern's groups
-_FAMILIES: dict[re.Pattern[str], Callable[..., Method | Phases]] = {
+_FAMILIES: dict[re.Pattern[str], Callable[..., Method]] = {
     re.compile(r"polarity_p(\d*\.?\d+)n(\d*\.?\d+)"): _polarity_weights,
     re.compile(r"token_(positive|negative)_(high|low)_(entropy|prob)"): _token_weights,
-    re.compile(r"(.+?)_([1-9]\d*)_then_(.+)"): _sequence,
 }
 _TOKEN_FAMILY = [
     f"token_{polarity}_{end}_{by}"
@@ -217,19 +208,20 @@ _TOKEN_FAMILY = [
 FAMILIES = (
     "polarity_p{X}n{Y}",
     "token_{positive|negative}_{high|low}_{entropy|prob}",
-    "{METHOD}_{STEPS}_then_{METHOD}",
 )
 
 
-class Catalog(Mapping[str, Method | Phases]):
+class Catalog(Mapping[str, Method]):
     """Read-only. `in` and indexing know families of names; iteration yields the literal names."""
 
     def __init__(self, methods: Iterable[Method]) -> None:
         self._named = {method.name: method for method in methods}
 
-    def __getitem__(self, name: str) -> Method | Phases:
+    def __getitem__(self, name: str) -> Method:
         if name in self._named:
             return self._named[name]
+        if not isinstance(name, str):
+            raise KeyError(name)
         for pattern, make in _FAMILIES.items():
             match = pattern.fullmatch(name)
             if match:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from polarity.methods.advantages import SignedAdvantage
 from polarity.methods.regularizers import KL
 from polarity.methods.schedules import ClosedLoop
+from polarity.methods.shaping import Shaping
 from polarity.methods.surrogates import BAPO, GSPO, Clip
+from polarity.methods.token_masks import ForkTokens
 from polarity.methods.token_penalties import LpReg
 
 if TYPE_CHECKING:
@@ -80,6 +82,9 @@ def _dropped_polarity(method: "Method") -> str | None:
         "off_policy_mask": dropped == "negative" and method.off_policy_mask is not None,
         "token_penalty lp_reg": dropped == "negative" and isinstance(method.token_penalty, LpReg),
     }
+    if isinstance(method.advantage, SignedAdvantage):
+        default = SignedAdvantage.model_fields[dropped].default
+        unused[f"advantage.{dropped}"] = getattr(method.advantage, dropped) != default
     part = next((name for name, there in unused.items() if there), None)
     if part is None:
         return None
@@ -93,6 +98,26 @@ def _idle_estimator(method: "Method") -> str | None:
     if method.kl.coefficient or method.kl.estimator == KL.model_fields["estimator"].default:
         return None
     return f"kl.estimator {method.kl.estimator} has no effect while kl.coefficient is 0: set kl.coefficient, or drop it"
+
+
+def _kept_denominator(method: "Method") -> str | None:
+    mask = method.token_mask
+    if not isinstance(mask, ForkTokens) or mask.denominator == "all" or method.aggregation == "token_mean":
+        return None
+    return (
+        f"token_mask.denominator kept divides by the kept tokens, which aggregation {method.aggregation} does not "
+        f"count: set aggregation: token_mean, or token_mask.denominator: all"
+    )
+
+
+def _idle_shaping(method: "Method") -> str | None:
+    shaping, default = method.shaping, Shaping()
+    by_polarity = bool(shaping.parts) or (shaping.positive_weight, shaping.negative_weight) != (1.0, 1.0)
+    idle = {"scope": bool(shaping.parts), "ties": bool(shaping.parts), "polarity_by": by_polarity}
+    for name, used in idle.items():
+        if not used and getattr(shaping, name) != getattr(default, name):
+            return f"shaping.{name} has nothing to act on: set shaping.positive or shaping.negative, or drop it"
+    return None
 
 
 def _runaway_loop(method: "Method") -> str | None:
@@ -122,5 +147,7 @@ _RULES = (
     _dropped_polarity,
     _unread_reward,
     _idle_estimator,
+    _kept_denominator,
+    _idle_shaping,
     _runaway_loop,
 )

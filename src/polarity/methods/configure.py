@@ -7,7 +7,7 @@ from polarity.errors import UserError
 from polarity.methods.catalog import METHODS
 from polarity.methods.method import Method
 from polarity.methods.part import merged, nested, validated
-from polarity.methods.phases import Phases
+from polarity.methods.phases import SEQUENCE, Phases, named_sequence
 from polarity.methods.schedules import LinearDecay
 from polarity.methods.shaping import scale_path
 from polarity.plugins import is_plugin, load_plugin
@@ -79,22 +79,28 @@ def _sequence(own: Mapping[str, Any], base: Any) -> Phases:
 
 
 def _phase(spec: dict[str, Any], index: int, cls: type[Method]) -> dict[str, Any]:
-    """A phase with its method made; one given by all of its parts is of class `cls`."""
-    inner = spec.pop("method", None)
+    """A phase with its method made, from a name, changes to a base, or all of its parts (then of class `cls`)."""
+    where = f"phases.{index}.method"
+    inner, base = spec.get("method"), spec.get("base")
     if inner is None:
-        raise UserError(f"method key 'phases.{index}.method' is missing; give a name or a mapping")
-    base = inner if isinstance(inner, str) else inner.get("base") if isinstance(inner, Mapping) else None
-    if base is not None and is_plugin(base):
-        spec.setdefault("base", base)
-    if spec.get("base") and isinstance(inner, Mapping):
-        inner = {"base": spec["base"], **inner}
-    whole = isinstance(inner, Mapping) and "base" not in inner and "phases" not in inner
-    method = validated(cls, nested(inner)) if whole else build_method(inner)
+        raise UserError(f"method key {where!r} is missing; give a name or a mapping")
+    if isinstance(inner, str):
+        inner = {"base": inner}
+    own = nested(inner) if isinstance(inner, Mapping) else {}
+    base = own.pop("base", base)
+    method: Method | Phases
+    try:
+        if isinstance(inner, Method | Phases):
+            method = inner
+        elif base is None and "phases" not in own:
+            method = validated(cls, own)
+        else:
+            method = build_method({**own, "base": base})
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     if isinstance(method, Phases):
-        raise UserError(
-            f"method key 'phases.{index}.method': {method.name!r} is itself a sequence; list its phases here"
-        )
-    return {**spec, "method": method}
+        raise UserError(f"{where}: {method.name!r} is itself a sequence; list its phases here")
+    return {**spec, "method": method, "base": base if base and is_plugin(base) else None}
 
 
 def _named(name: Any) -> Method | Phases:
@@ -107,9 +113,10 @@ def _named(name: Any) -> Method | Phases:
             raise UserError(f"method {name!r} is {type(method).__name__}, not a polarity.methods.Method{hint}")
         return method
     try:
-        return METHODS[name]
+        return named_sequence(name) or METHODS[name]
     except KeyError as error:
-        raise UserError(error.args[0]) from None
+        hint = f"; a sequence is {SEQUENCE}, for example nsr_50_then_dapo" if "then" in name else ""
+        raise UserError(error.args[0] + hint) from None
 
 
 def _timed_phases(method: Phases, own: Sequence[Any], steps: int, decay_until: float | None) -> Phases:

@@ -14,7 +14,7 @@ class Denominators:
     """What a loss divides by: counts of the whole mini-batch over all ranks, so that micro-batches add up.
 
     tokens: valid response tokens; sequences: responses with at least one valid token; max_length: the run's response
-    limit, the constant of `token_sum_const` (None: the padded length at hand).
+    limit, the constant of `token_sum_const` (None: the longest response at hand).
     """
 
     tokens: float | Tensor
@@ -23,8 +23,10 @@ class Denominators:
 
     @classmethod
     def of(cls, mask: Tensor, max_length: float | None = None) -> "Denominators":
-        """The counts of a mini-batch from its mask (n, T), as tensors on its device."""
+        """The counts of a mini-batch from its mask (n, T), as tensors on its device; no max_length: its longest."""
         lengths = mask.sum(1)
+        if max_length is None:
+            max_length = float(lengths.max()) if lengths.numel() else 0.0
         return cls(lengths.sum(), (lengths > 0).sum(), max_length)
 
 

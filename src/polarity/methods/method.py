@@ -26,7 +26,7 @@ from polarity.methods.schedules import State
 from polarity.methods.selection import row_counts
 from polarity.methods.shaping import Shaping, shape
 from polarity.methods.surrogates import Clip, PolicyTokens, Surrogate, TokenLoss, at_least_float32
-from polarity.methods.token_masks import ClipCov, ForkTokens, TokenMask
+from polarity.methods.token_masks import ForkTokens, TokenMask
 from polarity.methods.token_penalties import LpReg, TokenPenalty
 from polarity.methods.values import CriticAdvantage, value_loss
 
@@ -110,10 +110,13 @@ class Method(Part):
     def skips_zero_advantage(self) -> bool:
         """Whether rows with A = 0 carry no gradient, so that a learner may leave them out of the loss.
 
-        They stay in the denominators, and in what `select` sees.
+        They stay in the denominators, and in what `select` sees. A subclass with a loss of its own gets all rows; where
+        that loss is linear in the advantage, it may override this property.
         """
-        splits = isinstance(self.token_mask, ForkTokens) and self.token_mask.scope == "microbatch"
-        return self.kl.coefficient == 0 and self.entropy_bonus == 0 and self.token_penalty is None and not splits
+        own_loss = type(self).token_loss is not Method.token_loss or type(self).loss is not Method.loss
+        splits = self.token_mask is not None and self.token_mask.scope == "microbatch"
+        regularised = self.kl.coefficient > 0 or self.entropy_bonus > 0 or self.token_penalty is not None
+        return not (own_loss or splits or regularised)
 
     def at(self, step: int) -> "Method":
         """The method in force at rollout step `step`: this one, unless it is a sequence of methods."""
@@ -173,11 +176,14 @@ class Method(Part):
         step: int = 0,
         state: State | None = None,
     ) -> Tensor:
-        """(N,) or (N, T) advantages -> (N, T) float32, zero outside the mask; `step` is s, the first is 0."""
+        """(N,) or (N, T) advantages -> (N, T) float32, zero outside the mask; `step` is s, the first is 0.
+
+        Engines leave dropped rows out of the mask, so that shares of the whole step are of what is trained on.
+        """
         shaped = shape(self.shaping, advantages, logp_old, entropy_old, mask, correct, step, state)
         fork = self.token_mask
         if not isinstance(fork, ForkTokens) or fork.scope != "step":
-            return shaped
+            return shaped  # chosen later, in `select` or in the loss
         kept = fork.kept(given(entropy_old, "entropy_old"), mask)
         # A step's kept share stands for each of its mini-batches: dividing by it is dividing by kept tokens.
         if fork.denominator == "kept":
@@ -202,20 +208,17 @@ class Method(Part):
     def select(self, inputs: LossInputs, generator: Generator | None = None) -> Selection:
         """What the losses of a mini-batch's micro-batches share, from the whole mini-batch; only if in `needs`."""
         chooser = self.token_mask or self.token_penalty
-        chooses = chooser is not None and not (isinstance(chooser, ForkTokens) and chooser.scope == "step")
-        if not chooses and not self.surrogate.needs_bounds:
+        if chooser is not None and chooser.scope == "step":  # chosen in `shape`
+            chooser = None
+        if chooser is None and not self.surrogate.needs_bounds:
             raise NotImplementedError(f"method {self.name!r} has nothing to select (select is not in its needs)")
         with torch.no_grad():
-            values = self.surrogate.bounds(inputs)
-            if chooser is None or not chooses:
-                return Selection(values=values)
-            if isinstance(chooser, ClipCov):
-                bounded = replace(inputs, select=Selection(values=values))
-                clipped = self.token_loss(PolicyTokens.of(bounded)).clipped
-                chosen = chooser.select(inputs, generator, clipped)
-            else:
-                chosen = chooser.select(inputs, generator)
-        return replace(chosen, values=values)
+            found = Selection(values=self.surrogate.bounds(inputs))
+            if chooser is None:
+                return found
+            tokens = PolicyTokens.of(replace(inputs, select=found))
+            chosen = chooser.select(inputs, generator, lambda: self.token_loss(tokens).clipped)
+        return replace(chosen, values=found.values)
 
     def token_loss(self, tokens: PolicyTokens) -> TokenLoss:
         """Policy loss of each token, before masks, weights and aggregation. Override it for a loss of your own."""
@@ -289,8 +292,7 @@ class Method(Part):
         logp_ref: Tensor | None = None,
     ) -> Tensor:
         """(N, T) float32 returns that the critic is fitted to: advantages before whitening, plus values."""
-        nothing = torch.zeros_like(rewards, dtype=torch.long)  # a critic reads neither groups nor correctness
-        return self._critic().targets(Scored(rewards, nothing, nothing > 0, mask, values, logp_old, logp_ref))
+        return self._critic().targets(rewards, mask, values, logp_old, logp_ref)
 
     def value_loss(
         self,
@@ -310,9 +312,8 @@ class Method(Part):
 
     def _selection(self, inputs: LossInputs, denominators: Denominators) -> Selection | None:
         """The selection in force: as handed over, or made here where this batch is all that it is about."""
-        fork = self.token_mask
-        microbatch = isinstance(fork, ForkTokens) and fork.scope == "microbatch"
-        if microbatch and (inputs.select is None or inputs.select.tokens is None):
+        microbatch = self.token_mask is not None and self.token_mask.scope == "microbatch"
+        if microbatch and inputs.select is None:
             selection = self.select(inputs)
             if selection.count is None:
                 return selection

@@ -5,13 +5,14 @@ and its range is in its type, so a bad value is refused where it is set.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from polarity.errors import UserError, nearest
 
-# Two ways to say the same thing: setting one drops the other, so a preset's choice needs no explicit null.
+# Two ways to say the same thing (of a schedule): setting one drops the other, so a preset's choice needs no explicit
+# null. It stands here because changes are laid over plain mappings, before anything knows that they are schedules.
 _ALTERNATIVES = {"per_step": "until", "until": "per_step"}
 
 
@@ -24,6 +25,8 @@ class Part(BaseModel):
 
 
 P = TypeVar("P", bound=BaseModel)
+# A share, a discount, a distance below 1.
+Unit = Annotated[float, Field(ge=0, le=1)]
 
 
 def validated(cls: type[P], data: Mapping[str, Any], owner: str = "method") -> P:
@@ -31,7 +34,10 @@ def validated(cls: type[P], data: Mapping[str, Any], owner: str = "method") -> P
     try:
         return cls.model_validate(dict(data))
     except ValidationError as error:
-        raise UserError("; ".join(_explain(cls, e, owner) for e in error.errors())) from error
+        found = error.errors()
+        # what is wrong inside a list also makes it too short: only the cause is worth telling
+        causes = [e for e in found if not any(o["loc"][: len(e["loc"])] == e["loc"] != o["loc"] for o in found)]
+        raise UserError("; ".join(_explain(cls, e, owner) for e in causes)) from error
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,7 +108,11 @@ def _explain(cls: type[BaseModel], error: Any, owner: str) -> str:
     if error["type"] == "missing":
         return f"{owner} key {'.'.join(path)!r} is missing"
     where = f"{owner} key {'.'.join(path)!r}: " if path else f"{owner}: "
-    shown = "" if error["type"] == "value_error" else f", not {error['input']!r}"
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        kind = error["input"] if error["input"] in tags else tags[0]
+        return f"{where}give a mapping, for example {{kind: {kind}}}" if kind != "None" else f"{where}give a mapping"
+    shown = repr(error["input"])
+    shown = "" if error["type"] == "value_error" or len(shown) > 60 else f", not {shown}"
     return f"{where}{message[0].lower() + message[1:]}{shown}"
 
 

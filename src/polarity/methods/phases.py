@@ -1,18 +1,24 @@
 """A method that is a sequence of methods, such as NSR for 50 steps and then DAPO.
 
-The NSR paper (section 7) proposes negative samples alone as a warm-up before ordinary reinforcement learning; this is
+The NSR paper (Appendix E) proposes negative samples alone as a warm-up before ordinary reinforcement learning; this is
 the general form. s counts the rollout steps of the whole run; decays begin anew with the phase that they belong to, and
 a closed loop goes on from the weight that an earlier phase's loop at the same place had reached.
 """
 
+import re
 from typing import Annotated
 
 from pydantic import Field, SerializeAsAny, model_validator
 
+from polarity.methods.catalog import METHODS
 from polarity.methods.method import Method
 from polarity.methods.part import Part
 from polarity.methods.schedules import LinearDecay
 from polarity.methods.shaping import scale_path
+
+# A sequence by name: nsr_50_then_dapo, psr_10_then_nsr_20_then_dapo.
+SEQUENCE = "{METHOD}_{STEPS}_then_{METHOD}"
+_STEP = re.compile(r"(.+?)_([1-9]\d*)_then_(.+)")
 
 
 class Phase(Part):
@@ -91,3 +97,19 @@ def _delayed(method: Method, steps: int) -> Method:
         if isinstance(decay, LinearDecay) and decay.per_step and steps:
             changes[scale_path(name)] = {**decay.model_dump(), "start": decay.start + decay.per_step * steps}
     return method.vary(changes) if changes else method
+
+
+def named_sequence(name: str) -> Phases | None:
+    """The sequence that a name spells out, of methods of the catalog; None where it spells none.
+
+    Raises KeyError when a method in it is unknown.
+    """
+    phases: list[Phase] = []
+    rest, told = name, []
+    while match := _STEP.fullmatch(rest):
+        first, steps, rest = match.groups()
+        phases.append(Phase(method=METHODS[first], steps=int(steps)))
+        told.append(f"{first} for {steps} rollout steps")
+    if not phases:
+        return None
+    return Phases(name=name, source=", then ".join([*told, rest]), phases=(*phases, Phase(method=METHODS[rest])))

@@ -75,6 +75,7 @@ def extreme_of_all(
     surplus = int(row_counts(chosen).sum()) - wanted
     if surplus and not inclusive:
         ties = (chosen & (values == kth)).flatten().nonzero()[:, 0]
+        chosen = chosen.contiguous()
         chosen.view(-1)[ties[len(ties) - surplus :]] = False
     return chosen
 

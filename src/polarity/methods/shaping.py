@@ -137,7 +137,7 @@ def shape(
         ranked = given(entropy_old, "entropy_old") if part.by == "entropy" else logp_old
         _weigh(shaped, sides[name], ranked, mask, part, weight, shaping)
     _by_probability_and_entropy(shaping, shaped, logp_old, entropy_old, mask)
-    return torch.where(mask, shaped, 0.0) if advantages.dim() == 2 else shaped
+    return shaped
 
 
 def spread(advantages: Tensor, mask: Tensor) -> Tensor:

@@ -15,11 +15,10 @@ from pydantic import Field, NonNegativeFloat, model_validator
 from torch import Tensor
 
 from polarity.methods.inputs import LossInputs, given
-from polarity.methods.part import Part
+from polarity.methods.part import Part, Unit
 
 Positive = Annotated[float, Field(gt=0)]
 AboveOne = Annotated[float, Field(gt=1)]
-Unit = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True, slots=True)

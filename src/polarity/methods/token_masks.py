@@ -3,6 +3,7 @@
 n responses, T padded length. KL penalty and entropy bonus stay on all tokens.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -45,7 +46,7 @@ class ForkTokens(Part):
         entropy = "entropy" if self.entropy_from == "current" else "entropy_old"
         return frozenset({entropy, "select"} if self.scope in ("minibatch", "response") else {entropy})
 
-    def select(self, inputs: LossInputs, generator: Generator | None) -> Selection:
+    def select(self, inputs: LossInputs, generator: Generator | None, clipped: Callable[[], Tensor]) -> Selection:
         """The kept tokens of a batch."""
         name = "entropy" if self.entropy_from == "current" else "entropy_old"
         entropy = inputs.entropy if self.entropy_from == "current" else inputs.entropy_old
@@ -83,21 +84,24 @@ class ClipCov(Part):
         """What an engine does for it, of the names in `Method.needs`."""
         return frozenset({"select"})
 
-    def select(self, inputs: LossInputs, generator: Generator | None, clipped: Tensor) -> Selection:
-        """Every token but the drawn ones; clipped: (n, T) bool, where the surrogate's bound is in force."""
+    def select(self, inputs: LossInputs, generator: Generator | None, clipped: Callable[[], Tensor]) -> Selection:
+        """Every token but the drawn ones; clipped() is (n, T) bool, where the surrogate's bound is in force."""
         spread = covariance(inputs)
-        candidates = (inputs.mask & ~clipped & (spread > self.lower) & (spread < self.upper)).nonzero()
+        candidates = (inputs.mask & ~clipped() & (spread > self.lower) & (spread < self.upper)).nonzero()
         count = max(1, int(self.ratio * int(inputs.mask.sum()) + 1e-9))
         if generator is None:
             generator = torch.Generator().manual_seed(0)
-        drawn = candidates[torch.randperm(len(candidates), generator=generator).to(candidates.device)[:count]]
+        order = torch.randperm(len(candidates), generator=generator, device=generator.device)
+        drawn = candidates[order[:count].to(candidates.device)]
         kept = inputs.mask.clone()
         kept[drawn[:, 0], drawn[:, 1]] = False
         return Selection(kept)
 
 
 def _kind(value: Any) -> str:
-    return str(value.get("kind", "fork")) if isinstance(value, dict) else value.kind
+    if isinstance(value, ForkTokens | ClipCov):
+        return value.kind
+    return str(value.get("kind", "fork")) if isinstance(value, Mapping) else "fork"
 
 
 TokenMask = Annotated[

@@ -5,7 +5,8 @@ penalty is a regulariser: importance weights against train-inference mismatch do
 """
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat
@@ -27,6 +28,8 @@ class KLCov(Part):
     The penalty is coefficient * |log p - log p_old|. Published with a surrogate that clips nothing.
     """
 
+    scope: ClassVar[str] = "minibatch"
+
     kind: Literal["kl_cov"] = "kl_cov"
     """|log p - log p_old| on the tokens of highest covariance."""
     ratio: Annotated[float, Field(gt=0, le=1)] = 2e-3
@@ -39,7 +42,7 @@ class KLCov(Part):
         """What an engine does for it, of the names in `Method.needs`."""
         return frozenset({"select"})
 
-    def select(self, inputs: LossInputs, generator: Generator | None) -> Selection:
+    def select(self, inputs: LossInputs, generator: Generator | None, clipped: Callable[[], Tensor]) -> Selection:
         """The tokens of highest covariance, exactly k by rank."""
         spread = covariance(inputs)
         return Selection(extreme_of_all(spread, inputs.mask, floor_count(inputs.mask.sum(), self.ratio), "high"))
@@ -58,6 +61,8 @@ class LpReg(Part):
     The authors' code takes the share of one micro-batch; here it is of the mini-batch. As there, a single token counts
     as none.
     """
+
+    scope: ClassVar[str] = "minibatch"
 
     kind: Literal["lp_reg"] = "lp_reg"
     """KL to a filtered old policy on the rarest tokens of negative samples."""
@@ -79,9 +84,9 @@ class LpReg(Part):
         logits = logits.float()
         floor = logits.amax(-1, keepdim=True) + math.log(self.kappa)
         kept = torch.where(logits >= floor, logits, _FILTERED)
-        return kept.gather(-1, tokens[:, None])[:, 0] - kept.logsumexp(-1)
+        return kept.gather(-1, tokens[..., None])[..., 0] - kept.logsumexp(-1)
 
-    def select(self, inputs: LossInputs, generator: Generator | None) -> Selection:
+    def select(self, inputs: LossInputs, generator: Generator | None, clipped: Callable[[], Tensor]) -> Selection:
         """The rarest tokens with A < 0 that are below the proxy."""
         logp, proxy = inputs.logp.detach(), given(inputs.logp_proxy, "logp_proxy")
         negative = inputs.mask & (inputs.advantages < 0)

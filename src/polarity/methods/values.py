@@ -13,13 +13,11 @@ from torch import Tensor
 
 from polarity.methods.aggregation import aggregate
 from polarity.methods.inputs import Denominators, LossOutput, Scored, given
-from polarity.methods.part import Part
+from polarity.methods.part import Part, Unit
 from polarity.methods.selection import row_counts
 
 # Rows of a step that are worked on at a time: bounds the extra memory.
 _ROWS = 1024
-
-Unit = Annotated[float, Field(ge=0, le=1)]
 
 
 class CriticAdvantage(Part):
@@ -43,19 +41,22 @@ class CriticAdvantage(Part):
 
     def compute(self, scored: Scored) -> Tensor:
         """(N, T) float32, zero outside the mask; whitened over all tokens of the step unless `whiten` is off."""
-        advantages = self.unwhitened(scored)
-        return whitened(advantages, given(scored.mask, "mask")) if self.whiten else advantages
-
-    def targets(self, scored: Scored) -> Tensor:
-        """(N, T) float32 returns that the critic is fitted to: advantages before whitening, plus values."""
         mask, values = given(scored.mask, "mask"), given(scored.values, "values")
-        return torch.where(mask, self.unwhitened(scored) + values.float(), 0.0)
+        advantages = self._unwhitened(scored.rewards, mask, values, scored.logp_old, scored.logp_ref)
+        return whitened(advantages, mask) if self.whiten else advantages
 
-    def unwhitened(self, scored: Scored) -> Tensor:
-        """(N, T) float32 advantages as GAE has them, zero outside the mask."""
-        mask = given(scored.mask, "mask")
-        reward = token_rewards(self.reward_kl, scored.rewards, mask, scored.logp_old, scored.logp_ref)
-        return gae(reward, given(scored.values, "values"), mask, self.gamma, self.lam)
+    def targets(
+        self, rewards: Tensor, mask: Tensor, values: Tensor, logp_old: Tensor | None, logp_ref: Tensor | None
+    ) -> Tensor:
+        """(N, T) float32 returns that the critic is fitted to: advantages before whitening, plus values."""
+        advantages = self._unwhitened(rewards, mask, values, logp_old, logp_ref)
+        return torch.where(mask, advantages + values.float(), 0.0)
+
+    def _unwhitened(
+        self, rewards: Tensor, mask: Tensor, values: Tensor, logp_old: Tensor | None, logp_ref: Tensor | None
+    ) -> Tensor:
+        reward = token_rewards(self.reward_kl, rewards, mask, logp_old, logp_ref)
+        return gae(reward, values, mask, self.gamma, self.lam)
 
 
 def token_rewards(

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from polarity.methods import FAMILIES, METHODS, Method, Phases, method_table
+from polarity.methods import FAMILIES, METHODS, SEQUENCE, Method, Phases, build_method, method_table
 from polarity.methods.part import Part
 from polarity.methods.samples import Filter
 from polarity.methods.shaping import Shaping
@@ -26,7 +26,7 @@ FOLDER = Path("docs/methods")
 FAMILY_PAGES = {
     "polarity_weights": (FAMILIES[0], "polarity_p0.5n1"),
     "token_weights": (FAMILIES[1], "token_positive_low_prob"),
-    "phases": (FAMILIES[2], "nsr_20_then_dapo"),
+    "phases": (SEQUENCE, "nsr_20_then_dapo"),
 }
 SECTIONS = ("In symbols", "Papers and codes", "What to watch", "What it costs")
 UNWRITTEN = "TODO"
@@ -60,7 +60,7 @@ def documents(folder: Path = FOLDER) -> dict[Path, str]:
     for stem, (title, name) in {**{name: (name, name) for name in METHODS}, **FAMILY_PAGES}.items():
         path = folder / f"{stem}.md"
         text = path.read_text(encoding="utf-8") if path.exists() else _skeleton()
-        pages[path] = _filled(text, title, METHODS[name])
+        pages[path] = _filled(text, title, build_method(name))
     overview = folder.with_suffix(".md")
     text = overview.read_text(encoding="utf-8") if overview.exists() else f"# The methods\n\n{_EMPTY.format('table')}\n"
     pages[overview] = _BLOCK.sub(lambda found: found[1] + _overview_table(folder.name) + found[4], text)

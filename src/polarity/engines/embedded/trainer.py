@@ -153,7 +153,7 @@ def learn(run: Run, method: Method, rollouts: Rollouts, seed: int) -> tuple[Cred
         mask=batch.mask, values=batch.values, logp_old=batch.logp_old, logp_ref=batch.logp_ref,
     )  # fmt: skip
     shaped = method.shape(
-        advantages, batch.logp_old, batch.entropy_old, batch.mask,
+        advantages, batch.logp_old, batch.entropy_old, batch.mask & rollouts.keep[:, None],
         correct=rollouts.correct, step=run.step, state=run.method_state,
     )  # fmt: skip
     batch.advantages.copy_(shaped)
