@@ -28,10 +28,30 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Your own problems, instead of a world."""
 
-    train: str | None = Field(None, description="JSONL of training problems: id, problem, answer")
-    evaluation: dict[str, str] = Field({}, description="split name -> JSONL of evaluation problems")
-    verifier: str = Field("exact", description="exact, or module:NAME of a function (response, gold, row=None)")
-    template: str = Field("{problem}", description="prompt text; {problem} is replaced literally")
+    train: str | None = Field(
+        None, description="training problems: a .jsonl, .parquet or .csv file, a directory, or hf:org/name:split"
+    )
+    evaluation: dict[str, str] = Field({}, description="split name -> evaluation problems: as train, or a benchmark")
+    columns: dict[str, str] = Field(
+        {}, description="which column is problem, answer or id, where names differ; a dot looks into an object"
+    )
+    max_bad: float = Field(0.01, ge=0, le=1, description="share of bad rows that may be set aside before reading stops")
+    verifier: str = Field(
+        "exact",
+        description="exact, math, math_answer, choice, code, random, or module:NAME of a function "
+        "(response, gold, row=None)",
+    )
+    verifier_limit: float | None = Field(
+        None, gt=0, description="seconds a verifier may take for one response; null = the verifier's own limit"
+    )
+    unsafe: bool = Field(False, description="let the verifier code run programs where no sandbox is to be had")
+    rewards: dict[str, float] = Field(
+        {}, description="further verifiers and their weights, added to the score; data.verifier decides what is correct"
+    )
+    template: str = Field(
+        "{problem}",
+        description="prompt text, a template's name (a3po, qwen, ...) or a file; {problem} is replaced literally",
+    )
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
         [], description="strings that end a response, beside the end-of-sequence token"
     )
@@ -288,7 +308,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _parse(dotted: str, value: Any) -> Any:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or dotted == "data.template":  # a prompt may look like YAML
         return value
     try:
         parsed = yaml.safe_load(value)

@@ -37,10 +37,10 @@ def test_overview_needs_no_pytorch():
     assert all(f"  {name}" in done.stdout for name in COMMANDS)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*(name for name in COMMANDS if name != "data"), "data check", "data filter"])
 def test_every_command_has_help_with_examples(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert "examples:\n  polarity" in text
@@ -131,6 +131,37 @@ def test_a_run_is_made_reported_evaluated_and_never_overwritten_unasked(here, ca
     assert (here / "page.html").exists()
 
 
+def test_evaluations_are_kept_gone_on_with_and_compared(here, capsys):
+    assert main(["train", "--method", "dapo", *TINY, "--out", "run"]) == 0
+    chosen = ["--split", "id", "--evaluation.problems", "4", "--protocol", "a3po"]
+    assert main(["eval", "run", *chosen, "--samples", "4", "--out", "a"]) == 0
+    assert str(here / "a") in capsys.readouterr().out
+    assert main(["eval", "run", *chosen, "--samples", "4", "--seed", "1", "--out", "b", "--compare", "a"]) == 0
+    assert "p (permutation)" in capsys.readouterr().out
+    assert "samples = 4, not 8" in fails(capsys, "eval", "run", *chosen, "--samples", "8", "--out", "a")
+    assert "add --out DIR" in fails(capsys, "eval", "run", *chosen, "--samples", "4", "--compare", "a")
+
+
+def test_responses_made_elsewhere_are_graded(here, capsys):
+    rows = [{"id": "a", "response": "#### 2", "answer": "2"}, {"id": "b", "responses": ["#### 3"], "answer": "2"}]
+    (here / "made.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["eval", "--responses", "made.jsonl", "--data.verifier", "exact"]) == 0
+    assert "0.500" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give one of MODEL_OR_RUN, --server URL --model NAME, and --responses"),
+        (["x", "--responses", "y"], "give one of MODEL_OR_RUN"),
+        (["--server", "http://127.0.0.1:9/v1"], "--server URL and --model NAME go together"),
+        (["--server", "http://127.0.0.1:9/v1", "--model", "m"], "add --evaluation.max_new_tokens"),
+    ],
+)
+def test_what_eval_needs_is_said(capsys, arguments, said):
+    assert said in fails(capsys, "eval", *arguments)
+
+
 def test_a_model_directory_is_evaluated_on_a_file(here, capsys):
     from polarity.worlds import resolve_world
 
@@ -161,3 +192,19 @@ def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
     monkeypatch.setitem(COMMANDS, "train", interrupted)
     assert main(["train"]) == 130
     assert "--resume" in capsys.readouterr().err
+
+
+def test_data_check_writes_what_is_clean(tmp_path, capsys):
+    rows = [{"problem": f"What is {i} plus {i}?", "answer": str(2 * i)} for i in range(6)]
+    train = tmp_path / "train.jsonl"
+    train.write_text("\n".join(json.dumps(row) for row in [*rows, rows[0]]))
+    bench = tmp_path / "bench.jsonl"
+    bench.write_text(json.dumps(rows[1]))
+    out = tmp_path / "clean.jsonl"
+    assert main(["data", "check", str(train), "--against", str(bench), "--out", str(out)]) == 0
+    kept = [json.loads(line)["problem"] for line in out.read_text().splitlines()]
+    assert kept == [row["problem"] for i, row in enumerate(rows) if i != 1]
+    assert "7" in capsys.readouterr().out
+    assert main(["data"]) == 0
+    assert main(["data", "chekc"]) == 2
+    assert "did you mean 'check'" in capsys.readouterr().err

@@ -13,7 +13,8 @@ from polarity.methods import METHODS
 # Every option outside `method:`. A new one must earn its place here; 60 is the most there may ever be.
 OPTIONS = [
     "world", "base", "model", "seed", "steps", "decay_until", "dtype", "device", "threads",
-    "data.train", "data.evaluation", "data.verifier", "data.template", "data.stop",
+    "data.train", "data.evaluation", "data.columns", "data.max_bad", "data.verifier", "data.verifier_limit",
+    "data.unsafe", "data.rewards", "data.template", "data.stop",
     "rollout.prompts", "rollout.group", "rollout.max_rounds", "rollout.temperature", "rollout.max_new_tokens",
     "rollout.truncated", "rollout.logp_old", "rollout.batch_rows",
     "update.mini_batch_prompts", "update.micro_batch_tokens", "update.epochs", "update.learning_rate",

@@ -95,7 +95,7 @@ def test_logits_that_are_not_numbers(small_run: SmallRun, copied: Path):
 def test_data(small_run: SmallRun, problems: Path, tmp_path: Path):
     refused(small_run(data__train="none.jsonl"), r"no data file none.jsonl")
     refused(small_run(data__evaluation={"held": "none.jsonl"}), r"no data file none.jsonl")
-    refused(small_run(data__template="Solve it."), r"template 'Solve it.' does not hold \{problem\}")
+    refused(small_run(data__template="Solve it."), r"template 'Solve it.' is no file, no template")
     refused(small_run(data__verifier="exat"), r"unknown verifier 'exat'; did you mean 'exact'")
     refused(small_run(data__verifier="json:dumps_"), r"json has no 'dumps_'; did you mean 'dumps'")
     refused(small_run(data__verifier="json:__name__"), r"not callable; write a function")

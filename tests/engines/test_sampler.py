@@ -122,6 +122,33 @@ def test_top_p_keeps_the_nucleus_and_reports_the_whole_distribution(policy: Poli
     assert len(set(small.tokens[:, 0].tolist())) == 1
 
 
+@pytest.mark.parametrize("top_k", [1, 5])
+def test_top_k_keeps_the_most_probable_and_reports_the_whole_distribution(policy: Policy, top_k: int):
+    made = ask(policy, PROMPTS, 20, top_k=top_k)
+    assert_as_forced(policy, PROMPTS, 20, made, 1.0)
+    for i, response in enumerate(made.responses()):
+        p = forced(policy, PROMPTS[i // 20], response).exp()
+        for t, token in enumerate(response):
+            assert int((p[t] > p[t, token] + 1e-6).sum()) < top_k
+    if top_k == 1:
+        greedy = ask(policy, PROMPTS, 20, temperature=0)
+        assert torch.equal(made.tokens, greedy.tokens)
+
+
+def test_top_p_is_a_share_of_what_top_k_leaves(make_model: Callable[..., Path]):
+    policy = load_policy(make_model("qwen2", vocab_size=12, initializer_range=0.5), device="cpu")
+    first = forced(policy, [3, 7], [0])[0].exp().sort(descending=True)
+    share = (first.values[:4] / first.values[:4].sum()).cumsum(-1)
+    top_p = float(share[1] + share[2]) / 2  # so 3 of the 4 are needed to reach it
+    rows = 2000
+    made = ask(policy, [[3, 7]], rows, batch_rows=rows, max_new_tokens=1, top_k=4, top_p=top_p)
+    seen = torch.bincount(made.tokens[:, 0], minlength=12)[first.indices[:3]]
+    assert int(seen.sum()) == rows
+    expected = first.values[:3].double() / first.values[:3].double().sum() * rows
+    assert chisquare(seen, expected).pvalue > 1e-3
+    assert len(ask(policy, [[3, 7]], 40, max_new_tokens=1, top_k=99).tokens) == 40  # more than there are
+
+
 def test_a_response_ends_with_its_end_token_which_counts(policy: Policy):
     made = ask(policy, PROMPTS, 20)
     ended = 0

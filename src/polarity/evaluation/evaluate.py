@@ -1,26 +1,17 @@
-"""Sample responses to each problem of each split, verify them, count. Knows no engine: it is handed a sampler."""
+"""Sample responses to each problem of each split, verify them, count. Knows no engine: it is handed a sampler.
 
-from collections import Counter
+This is the short evaluation inside a training run. `polarity eval` goes through polarity.evaluation.run, which keeps
+every response, reports intervals, and can be stopped and resumed.
+"""
+
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from polarity.analysis import pass_at_k
 from polarity.data import Row
-from polarity.rewards import Outcome, Verifier, verify_all
+from polarity.evaluation.metrics import Generation, Graded, base_values, level_of, mean_values, over_tokens, strategies
+from polarity.rewards import Verifier, verify_all
 
 PASS_AT = (1, 8, 64, 256)
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One response as a sampler hands it over; entropy in nats is the mean over its tokens."""
-
-    text: str
-    length: int
-    entropy: float
-    truncated: bool
-
 
 # (problem rows, samples for each, name of the split) -> responses, `samples` in a row for each problem
 Generate = Callable[[Sequence[Row], int, str], list[Generation]]
@@ -40,32 +31,19 @@ def evaluate(
     for name, rows in splits.items():
         made = generate(rows, samples, name)
         outcomes = verify_all(verifier, [g.text for g in made], [row for row in rows for _ in range(samples)])
+        problems = []
+        for i, row in enumerate(rows):
+            own = slice(i * samples, (i + 1) * samples)
+            problems.append(Graded(row["id"], level_of(row), made[own], outcomes[own]))
         records[name] = [
             {
-                "problem_id": row["id"],
-                "correct": [o.correct for o in outcomes[i * samples : (i + 1) * samples]],
-                "lengths": [g.length for g in made[i * samples : (i + 1) * samples]],
-                "first_response": made[i * samples].text,
+                "problem_id": problem.problem_id,
+                "correct": problem.correct,
+                "lengths": [g.length for g in problem.made],
+                "first_response": problem.made[0].text,
             }
-            for i, row in enumerate(rows)
+            for problem in problems
         ]
-        results[name] = _summary(made, outcomes, samples)
+        means = mean_values([base_values(problem, PASS_AT) for problem in problems])
+        results[name] = {**means, **over_tokens(problems), **strategies(problems)}
     return {"results": results, "samples": records}
-
-
-def _summary(made: Sequence[Generation], outcomes: Sequence[Outcome], samples: int) -> dict[str, Any]:
-    problems = [outcomes[i : i + samples] for i in range(0, len(outcomes), samples)]
-    counts = [sum(o.correct for o in problem) for problem in problems]
-    tokens = sum(g.length for g in made)
-    summary: dict[str, Any] = {
-        f"pass@{k}": sum(pass_at_k(samples, c, k) for c in counts) / len(counts) for k in PASS_AT if k <= samples
-    }
-    summary["entropy"] = sum(g.entropy * g.length for g in made) / max(tokens, 1)
-    summary["length"] = tokens / len(made)
-    summary["truncated"] = sum(g.truncated for g in made) / len(made)
-    named = Counter(o.strategy for o in outcomes if o.strategy is not None)
-    if named:
-        distinct = [len({o.strategy for o in problem if o.correct and o.strategy}) for problem in problems]
-        summary["distinct_strategies"] = sum(distinct) / len(distinct)
-        summary["strategies"] = {name: n / len(outcomes) for name, n in named.most_common()}
-    return summary

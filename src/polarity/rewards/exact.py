@@ -1,9 +1,9 @@
 """Exact match of a short final answer."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from polarity.rewards.outcome import Outcome
+from polarity.rewards.outcome import Item, Outcome
 
 MARK = "####"
 
@@ -19,6 +19,17 @@ def exact(response: str, gold: str, row: Mapping[str, Any] | None = None) -> Out
         return Outcome(False, "unparsed", 0.0)
     correct = answer == _normal(gold)
     return Outcome(correct, "correct" if correct else "wrong", float(correct), extracted=answer)
+
+
+class ExactVerifier:
+    """`exact`, with the interface of the other verifiers."""
+
+    def __call__(self, response: str, gold: str, row: Mapping[str, Any] | None = None) -> Outcome:
+        return exact(response, gold, row)
+
+    def check_many(self, items: Iterable[Item]) -> list[Outcome]:
+        """One Outcome an item, (response, gold) or (response, gold, row), in order."""
+        return [exact(item[0], item[1]) for item in items]
 
 
 def _normal(text: str) -> str:

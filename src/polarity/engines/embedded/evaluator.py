@@ -29,14 +29,21 @@ def evaluate_policy(policy: Policy, source: Source, config: RunConfig, samples: 
     )
 
     def generate(rows: Sequence[Row], samples: int, split: str) -> list[Generation]:
-        prompts = tokenize(policy, source, list(rows), sampling.max_new_tokens)
-        made = sample(policy, prompts, samples, sampling, seed_for(config.seed, "evaluation", split))
-        lengths = made.mask.sum(1)
-        entropy = (made.entropy * made.mask).sum(1) / lengths.clamp(min=1)
-        columns = (lengths.tolist(), entropy.tolist(), made.truncated.tolist())
-        texts = decode(policy, made.responses())
-        return [Generation(text, n, h, cut) for text, n, h, cut in zip(texts, *columns, strict=True)]
+        return respond(policy, source, rows, samples, sampling, seed_for(config.seed, "evaluation", split))
 
     splits = source.splits(wanted.splits, wanted.problems)
     found = evaluate(generate, splits, source.verifier, samples)
     return {**found, "settings": {**wanted.model_dump(), "samples": samples, "seed": config.seed}}
+
+
+def respond(
+    policy: Policy, source: Source, rows: Sequence[Row], samples: int, sampling: Sampling, seed: int
+) -> list[Generation]:
+    """`samples` responses in a row to each problem of `rows`, under the source's prompt."""
+    prompts = tokenize(policy, source, list(rows), sampling.max_new_tokens)
+    made = sample(policy, prompts, samples, sampling, seed)
+    lengths = made.mask.sum(1)
+    entropy = (made.entropy * made.mask).sum(1) / lengths.clamp(min=1)
+    columns = (lengths.tolist(), entropy.tolist(), made.truncated.tolist())
+    texts = decode(policy, made.responses())
+    return [Generation(text, n, h, cut) for text, n, h, cut in zip(texts, *columns, strict=True)]

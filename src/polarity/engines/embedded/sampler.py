@@ -28,18 +28,22 @@ FINISHED_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature 0 is greedy; `stop` are strings that end a response beside the end-of-sequence token."""
+    """temperature 0 is greedy; `stop` are strings that end a response beside the end-of-sequence token.
+
+    top_k, None = all, is cut before top_p, which is then a share of what is left, as in vLLM and transformers.
+    """
 
     max_new_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int | None = None
     stop: tuple[str, ...] = ()
     batch_rows: int = 512
 
 
 @dataclass(frozen=True)
 class Samples:
-    """tokens (N,T) int64; logp, entropy (N,T) float32 under the policy at the sampling temperature, before top-p;
+    """tokens (N,T) int64; logp, entropy (N,T) float32 under the policy at the sampling temperature, before any cut;
     mask (N,T) bool, True up to and with the end-of-sequence token; truncated (N,) bool: hit the limit. On the CPU."""
 
     tokens: Tensor
@@ -211,13 +215,21 @@ def _choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor
     if sampling.temperature == 0:
         token = logits.argmax(-1)
     else:
-        cumulative = (p if sampling.top_p == 1.0 else _nucleus(p, sampling.top_p)).cumsum(-1)
+        kept = p if sampling.top_k is None else _most_probable(p, sampling.top_k)
+        cumulative = (kept if sampling.top_p == 1.0 else _nucleus(kept, sampling.top_p)).cumsum(-1)
         total = cumulative[:, -1]
         # Strictly below the total, which uniform * total can round up to: beyond it lie only tokens of probability 0.
         target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
         token = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
         token = token.clamp(max=logits.shape[-1] - 1)  # NaN is beyond every token; its log-prob tells
     return token, logp.gather(1, token[:, None])[:, 0], torch.special.entr(p).sum(-1)
+
+
+def _most_probable(p: Tensor, top_k: int) -> Tensor:
+    """Zero all but the `top_k` most probable tokens, and those as probable as the last of them; sums to 1 again."""
+    least = p.topk(min(top_k, p.shape[-1]), -1).values[..., -1:]
+    kept = torch.where(p < least, 0.0, p)
+    return kept / kept.sum(-1, keepdim=True)
 
 
 def _nucleus(p: Tensor, top_p: float) -> Tensor:

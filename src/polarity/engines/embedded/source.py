@@ -1,11 +1,11 @@
 """Where problems come from: an endless training stream, evaluation splits and the verifier, of a world or of files."""
 
 import random
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from polarity.config import RunConfig
-from polarity.data import Row, apply_template, read_problems
+from polarity.config import DataConfig, RunConfig
+from polarity.data import Row, apply_template, load_problems, load_template
 from polarity.errors import UserError, nearest
 from polarity.rewards import Verifier, resolve_verifier
 from polarity.worlds import World, resolve_world
@@ -29,6 +29,10 @@ class Source:
 
     def finite(self) -> list[Row]:
         """Every training problem, where there are finitely many: what can be checked before a run starts."""
+        return []
+
+    def quarantine(self, folder: Path) -> list[str]:
+        """Write the rows that were set aside when the data were read; a line for each source that lost some."""
         return []
 
     def prompt(self, row: Row) -> str:
@@ -61,11 +65,16 @@ class WorldSource(Source):
 class FileSource(Source):
     """Epochs of seeded shuffles over a file."""
 
-    def __init__(self, train: Path, evaluation: Mapping[str, Path], verifier: Verifier, seed: int):
-        self.rows = read_problems(train)
-        self.evaluation = {name: read_problems(path) for name, path in evaluation.items()}
-        self.verifier, self.seed = verifier, seed
-        self.split_names = list(evaluation)
+    def __init__(self, data: DataConfig, seed: int):
+        specs = {"train": data.train or "", **data.evaluation}
+        self.loaded = {name: load_problems(spec, data.columns, max_bad=data.max_bad) for name, spec in specs.items()}
+        self.rows = self.loaded["train"].rows
+        self.verifier = resolve_verifier(
+            data.verifier, limit=data.verifier_limit, rewards=data.rewards, unsafe=data.unsafe
+        )
+        self.seed = seed
+        self.split_names = list(data.evaluation)
+        self.stop, self.template = tuple(data.stop), load_template(data.template)
 
     def train(self, start: int, count: int) -> list[Row]:
         rows: list[Row] = []
@@ -78,22 +87,25 @@ class FileSource(Source):
     def finite(self) -> list[Row]:
         return self.rows
 
+    def quarantine(self, folder: Path) -> list[str]:
+        lines = []
+        for name, loaded in self.loaded.items():
+            if loaded.quarantined:
+                loaded = replace(loaded, path=loaded.write(folder / f"{name}.jsonl"))
+            if loaded.quarantined or loaded.repeats:
+                lines.append(loaded.summary())
+        return lines
+
     def split(self, name: str, count: int) -> list[Row]:
-        return self.evaluation[name][:count]
+        return self.loaded[name].rows[:count]
 
 
 def make_source(config: RunConfig) -> Source:
     if config.world is not None:
         return WorldSource(resolve_world(config.world), config.seed)
-    data = config.data
-    if data.train is None:
-        raise UserError("data.train is not set; give a JSONL of problems or a world")
-    if "{problem}" not in data.template:
-        raise UserError(f"data.template {data.template!r} does not hold {{problem}}")
-    verifier = resolve_verifier(data.verifier)
-    source = FileSource(Path(data.train), {k: Path(v) for k, v in data.evaluation.items()}, verifier, config.seed)
-    source.stop, source.template = tuple(data.stop), data.template
-    return source
+    if config.data.train is None:
+        raise UserError("data.train is not set; give a file of problems, or a world")
+    return FileSource(config.data, config.seed)
 
 
 def model_path(config: RunConfig) -> Path:

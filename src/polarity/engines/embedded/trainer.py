@@ -7,6 +7,7 @@ The trainer never asks what a method is called: it asks `method.needs` and calls
 s is the rollout step, the first is 0; files and metrics carry s + 1, the number of steps completed.
 """
 
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,6 +67,8 @@ def train(
         writer.config(save_config(config))
     else:
         RunWriter.create(out, save_config(config), seed=config.seed, overwrite=overwrite)
+        for line in run.source.quarantine(out / "quarantine"):
+            print(line, file=sys.stderr)
     if run.step == 0 and config.evaluation.every and run.source.split_names:
         _evaluate(run, writer, {"step": 0}, config.evaluation.samples)
     bar = tqdm(total=config.steps, initial=run.step, desc=run.method.name, disable=not progress, unit="step")
@@ -133,6 +136,9 @@ def train_step(run: Run) -> tuple[Rollouts, Credit, Metrics]:
         "rollouts/kept": float(rollouts.keep.sum()),
         "rollouts/rounds": float(rollouts.rounds),
     }
+    statuses = [outcome.status for outcome in rollouts.outcomes]
+    for status in ("unparsed", "timeout", "error"):
+        row[f"verifier/{status}"] = statuses.count(status) / len(statuses)
     credit, found = learn(run, method, rollouts, seed)
     row |= found
     run.method_state = method.update_state(run.method_state, row)
