@@ -30,6 +30,7 @@ import functools
 import json
 import math
 import os
+import select
 import selectors
 import shutil
 import signal
@@ -180,6 +181,12 @@ class Session:
         most = {self._stdout: output_bytes, self._stderr: STDERR_BYTES, self._control: 4}
 
         def result(ended: Ending, code: int = 0) -> Run:
+            if ended == "killed":  # it says why on standard error, which may come after the end of another pipe
+                while len(received[self._stderr]) <= STDERR_BYTES and select.select([self._stderr], [], [], 0.2)[0]:
+                    part = os.read(self._stderr, 65536)
+                    if not part:
+                        break
+                    received[self._stderr] += part
             return Run(ended, code, bytes(received[self._stdout]), bytes(received[self._stderr]))
 
         def read(file: int) -> Ending | None:
