@@ -168,8 +168,6 @@ def group_normalised(rewards: Tensor, groups: Tensor, eps: float = 1e-6) -> Tens
 
 def mixed_groups(groups: Tensor, correct: Tensor) -> Tensor:
     """(N,) bool: rows whose group holds both correct and wrong responses, or is a group of one (DAPO's filter)."""
-    ids, index = torch.unique(groups, return_inverse=True)
-    zeros = torch.zeros(len(ids), dtype=torch.long, device=groups.device)
-    size = zeros.index_add(0, index, torch.ones_like(index))
-    right = zeros.index_add(0, index, correct.long())
-    return ((right > 0) & (right < size) | (size == 1))[index]
+    stats = _Groups(correct, groups)
+    right = stats.sum(stats.rewards)
+    return ((right > 0) & (right < stats.size) | (stats.size == 1))[stats.index]
