@@ -122,6 +122,19 @@ class LogConfig(Section):
         10, description="write rollouts every so many steps, and at the first and last; 0 = never"
     )
     rollout_groups: Count = Field(4, description="groups written each time; a group's best and worst are always there")
+    ngrams: Literal["token", "word"] | None = Field(
+        "token", description="n-grams of which sharpening and discovery are measured in every step; null = neither"
+    )
+    ngram_history: Literal["global", "problem"] = Field(
+        "global", description="earlier rollouts that count: those of all problems, or of the same problem"
+    )
+    attribution_every: Whole = Field(
+        0,
+        description="measure which tokens moved the entropy every so many steps, and at the first and last; 0 = never",
+    )
+    to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
+        [], description="loggers that get the rows of metrics.jsonl as well"
+    )
 
 
 class RunConfig(Section):
@@ -205,6 +218,8 @@ def check(config: RunConfig, method: Method | Phases) -> None:
         raise UserError("world and data are both set; a world brings its own problems and verifier: drop one of them")
     if config.base is not None and (config.world is None or config.model is not None):
         raise UserError("base names a world's base model; it cannot stand beside model or without a world")
+    if config.log.ngrams is None and config.log.ngram_history != "global":
+        raise UserError("log.ngram_history is set but log.ngrams is null; set log.ngrams to token or word")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("the embedded engine is one process; for several GPUs use the TRL or verl engine")
 

@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,10 +24,14 @@ Record = dict[str, Any]
 
 
 class RunWriter:
-    """Writes one run. Text files are replaced whole, and metrics rows are flushed as they come."""
+    """Writes one run. Text files are replaced whole, and metrics rows are flushed as they come.
+
+    listeners: called with each metrics row after it is written.
+    """
 
     def __init__(self, path: Path):
         self.path = path
+        self.listeners: list[Callable[[Mapping[str, float]], None]] = []
 
     @classmethod
     def create(cls, path: Path, config_yaml: str, *, seed: int, overwrite: bool = False) -> "RunWriter":
@@ -58,6 +62,8 @@ class RunWriter:
     def metrics(self, row: Mapping[str, float]) -> None:
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
+        for listener in self.listeners:
+            listener(row)
 
     def rollouts(self, step: int, rows: Iterable[Record]) -> None:
         self._json_lines(self.path / "rollouts" / f"step_{step:06d}.jsonl", rows)

@@ -1,12 +1,11 @@
 """Numbers from rollouts, against values worked out by hand."""
 
 import itertools
-import math
 
 import pytest
 import torch
 
-from polarity.analysis import credit_metrics, mismatch, pass_at_k, rollout_metrics
+from polarity.analysis import credit_metrics, pass_at_k, rollout_metrics
 
 
 @pytest.mark.parametrize(
@@ -59,6 +58,15 @@ def test_rollout_metrics():
             "positive/share": 0.75, "positive/entropy": 9 / 6, "positive/length": 2.0,
             "positive/probability": (0.5 + 0.25 + 1 + 0.2 + 0.4 + 0.6) / 6,
             "negative/share": 0.25, "negative/entropy": 5.0, "negative/length": 2.0, "negative/probability": 0.2,
+            "positive/reward": 1.0, "negative/reward": -1.0, "accuracy/pass@2": 1.0,
+            "difficulty/unsolved/share": 0.0, "difficulty/hard/share": 0.0,
+            "difficulty/easy/share": 0.5, "difficulty/easy/reward": 0.0, "difficulty/easy/length": 2.5,
+            "difficulty/easy/entropy": 13 / 5, "difficulty/easy/positive/entropy": 1.0,
+            "difficulty/easy/positive/length": 3.0, "difficulty/easy/negative/entropy": 5.0,
+            "difficulty/easy/negative/length": 2.0,
+            "difficulty/solved/share": 0.5, "difficulty/solved/reward": 1.0, "difficulty/solved/length": 1.5,
+            "difficulty/solved/entropy": 2.0, "difficulty/solved/positive/entropy": 2.0,
+            "difficulty/solved/positive/length": 1.5,
         }
     )  # fmt: skip
 
@@ -69,7 +77,7 @@ def test_metrics_of_an_empty_set_are_left_out():
         LOGP[:2], ENTROPY[:2], MASK[:2],
     )  # fmt: skip
     assert found["negative/share"] == 0
-    assert not found.keys() & {"negative/entropy", "negative/length", "negative/probability"}
+    assert not found.keys() & {"negative/entropy", "negative/length", "negative/probability", "negative/reward"}
     assert found["accuracy/fully_solved"] == 1
     nothing = torch.zeros(2, 0)
     empty = rollout_metrics(
@@ -104,20 +112,3 @@ def test_credit_metrics_without_credit():
     zero = torch.zeros(4)
     found = credit_metrics(zero, torch.zeros(4, 3), LOGP, CORRECT, MASK)
     assert found == {"positive/shaped_share": 0.0, "negative/shaped_share": 0.0}
-
-
-def test_mismatch():
-    p, q = torch.tensor([[0.5, 0.2, 9.0]]), torch.tensor([[0.4, 0.25, 9.0]])
-    mask = torch.tensor([[True, True, False]])
-    found = mismatch(p.log(), q.log(), mask)
-    r = [0.4 / 0.5, 0.25 / 0.2]
-    assert found == pytest.approx(
-        {
-            "mismatch/mean": 0.075, "mismatch/max": 0.1, "mismatch/k1": -(math.log(r[0]) + math.log(r[1])) / 2,
-            "mismatch/k3": (r[0] - 1 - math.log(r[0]) + r[1] - 1 - math.log(r[1])) / 2, "mismatch/correlation": 1.0,
-        },
-        abs=1e-6,
-    )  # fmt: skip
-    assert mismatch(p.log(), p.log(), mask)["mismatch/max"] == 0
-    assert mismatch(p.log(), q.log(), torch.zeros_like(mask)) == {}
-    assert "mismatch/correlation" not in mismatch(p.log(), q.log(), torch.tensor([[True, False, False]]))

@@ -37,7 +37,14 @@ def test_overview_needs_no_pytorch():
     assert all(f"  {name}" in done.stdout for name in COMMANDS)
 
 
-@pytest.mark.parametrize("command", [*(name for name in COMMANDS if name != "data"), "data check", "data filter"])
+SPLIT = {"data": ("data check", "data filter"), "study": ("study paths", "study gradients")}  # into sub-commands
+COMMAND_NAMES = [
+    *(name for name in COMMANDS if name not in SPLIT),
+    *(name for names in SPLIT.values() for name in names),
+]
+
+
+@pytest.mark.parametrize("command", COMMAND_NAMES)
 def test_every_command_has_help_with_examples(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command.split(), "--help"])

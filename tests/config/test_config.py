@@ -23,6 +23,7 @@ OPTIONS = [
     "evaluation.every", "evaluation.splits", "evaluation.problems", "evaluation.samples", "evaluation.final_samples",
     "evaluation.temperature", "evaluation.top_p", "evaluation.max_new_tokens",
     "checkpoint.every", "checkpoint.keep", "log.rollouts_every", "log.rollout_groups",
+    "log.ngrams", "log.ngram_history", "log.attribution_every", "log.to",
 ]  # fmt: skip
 METHOD_FIELDS = [
     "name", "source", "advantage", "filter", "overlong", "shaping", "token_mask", "token_penalty", "surrogate",

@@ -11,14 +11,14 @@ from polarity.rundir import RunReader
 ROOT = Path(__file__).parents[2]
 # Runs that together write every metric there is.
 RUNS = [
-    ("a3po", {"evaluation__every": 2}),
+    ("a3po", {"evaluation__every": 2, "log__attribution_every": 1}),
     ("grpo_zhu", {"rollout__logp_old": "recomputed"}),
     ("fork_tokens", {}),
     ("ppo", {}),
     ("kl_cov", {}),
     ("opsm", {}),
     ("bapo", {}),
-    ("psr", {}),
+    ("psr", {"log__attribution_every": 1}),
     ("nsr_group", {}),
     ("w_reinforce", {"rollout__truncated": "masked"}),
 ]
@@ -32,7 +32,8 @@ def documented() -> set[str]:
 
 
 def general(name: str) -> str:
-    """A name as the document has it: any split, any K."""
+    """A name as the document has it: any split, any K, any band of difficulty."""
+    name = re.sub(r"^difficulty/(unsolved|hard|easy|solved)/", "difficulty/BAND/", name)
     return re.sub(r"pass@\d+", "pass@K", re.sub(r"^eval/[^/]+/", "eval/SPLIT/", name))
 
 

@@ -119,7 +119,7 @@ def test_with_a_critic(small_run: Callable[..., RunConfig], tmp_path: Path, monk
     config = small_run("ppo", **SIX | {"checkpoint__every": 2})
     whole = run(config, tmp_path / "whole")
     path = RunReader(whole).checkpoints[6]
-    assert sorted(p.name for p in path.iterdir() if p.is_dir()) == ["critic"]
+    assert sorted(p.name for p in path.iterdir() if p.is_dir()) == ["critic", "ngrams"]
     AutoModelForCausalLM.from_pretrained(path)
     AutoTokenizer.from_pretrained(path)
     resumed = prepare(config, path)
@@ -271,7 +271,7 @@ def test_checkpoints_are_model_directories(whole: tuple[RunConfig, Path]):
 def test_a_checkpoint_may_hold_folders(policy: Policy, tmp_path: Path):
     policy.tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
     folder = tmp_path / "step_000001"
-    checkpoint.save_checkpoint(folder, policy, None, checkpoint.TrainerState(1, 8, {"gain": 0.5}, {}), keep=1)
+    checkpoint.save_checkpoint(folder, policy, None, None, checkpoint.TrainerState(1, 8, {"gain": 0.5}, {}), keep=1)
     assert (folder / "additional_chat_templates").is_dir()
     assert checkpoint.load_state(folder).method == {"gain": 0.5}
 

@@ -40,10 +40,22 @@ def test_results_and_samples():
     assert a["truncated"] == pytest.approx(1 / 8)
     assert a["distinct_strategies"] == pytest.approx((1 + 2 + 2) / 3)  # among correct responses
     assert a["strategies"] == {"even": 0.5, "odd": 0.5}  # of all responses
+    right = [0, 0, 1, 0, 1, 2]  # the numbers of the correct responses, which are j + 1 tokens long
+    assert a["positive/length"] == pytest.approx(sum(j + 1 for j in right) / 6)
+    assert a["positive/entropy"] == pytest.approx(sum((j + 1) * 0.1 * j for j in right) / sum(j + 1 for j in right))
+    wrong = [j for j in range(8) for _ in range(3)]
+    for j in right:
+        wrong.remove(j)
+    assert a["negative/length"] == pytest.approx(sum(j + 1 for j in wrong) / 18)
+    assert a["negative/entropy"] == pytest.approx(sum((j + 1) * 0.1 * j for j in wrong) / sum(j + 1 for j in wrong))
+    assert a["reward"] == 0.0
+    assert all(isinstance(value, float) for name, value in a.items() if name != "strategies")
     assert [row["problem_id"] for row in found["samples"]["a"]] == ["a0", "a1", "a2"]
     assert found["samples"]["a"][2]["correct"] == [True] * 3 + [False] * 5
     assert found["samples"]["b"][0] == {
-        "problem_id": "b0", "correct": [True] * 2 + [False] * 6, "lengths": list(range(1, 9)), "first_response": "0",
+        "problem_id": "b0", "level": None, "correct": [True] * 2 + [False] * 6, "lengths": list(range(1, 9)),
+        "entropies": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], "strategies": ["even", "odd"] * 4, "scores": [0.0] * 8,
+        "first_response": "0",
     }  # fmt: skip
 
 
@@ -51,7 +63,8 @@ def test_responses_without_tokens():
     found = evaluate(
         lambda rows, n, split: [Generation("", 0, 0.0, False)] * n * len(rows), SPLITS, lambda *_, row: 0, 2
     )
-    assert found["results"]["a"] == {"pass@1": 0.0, "entropy": 0.0, "length": 0.0, "truncated": 0.0}
+    zeros = dict.fromkeys(("pass@1", "entropy", "length", "truncated", "negative/length", "reward"), 0.0)
+    assert found["results"]["a"] == zeros  # no positive response, and no token for negative/entropy
 
 
 def test_as_many_k_as_samples_allow():
@@ -64,6 +77,23 @@ def test_verifiers_that_return_numbers_and_name_no_strategy():
     found = evaluate(speak, SPLITS, lambda response, gold, row=None: 0.5 if response == gold else 0.4, 8)
     assert found["results"]["a"]["pass@1"] == pytest.approx(1 / 8)
     assert "strategies" not in found["results"]["a"]
+    assert found["results"]["a"]["reward"] == pytest.approx((0.5 + 7 * 0.4) / 8)
+    first = found["samples"]["a"][1]
+    assert "strategies" not in first
+    assert first["scores"] == [0.4, 0.5] + [0.4] * 6
+
+
+def test_levels_and_what_a_generator_does_not_say():
+    rows = [{"id": "x", "answer": "1", "level": "Level 3"}]
+
+    def say(rows: Sequence[Row], samples: int, split: str) -> list[Generation]:
+        return [Generation("1", None if j else 7, 1 / 3, None) for j in range(samples)]
+
+    found = evaluate(say, {"s": rows}, lambda response, gold, row=None: 1 / 3, 2)
+    assert found["results"]["s"] == {"pass@1": 0.0, "reward": pytest.approx(1 / 3)}
+    kept = found["samples"]["s"][0]
+    assert (kept["level"], kept["lengths"]) == ("3", [7, None])
+    assert kept["entropies"] == kept["scores"] == [0.33333, 0.33333]
 
 
 def test_a_verifier_that_always_fails():

@@ -9,24 +9,25 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from polarity.analysis.difficulty import difficulty_metrics, group_counts, group_pass_at_k
+
 Metrics = dict[str, float]
 
 
 def rollout_metrics(
     correct: Tensor, rewards: Tensor, groups: Tensor, truncated: Tensor, logp: Tensor, entropy: Tensor, mask: Tensor
 ) -> Metrics:
-    """reward/*, accuracy/*, length/*, entropy/* and {positive,negative}/{share,entropy,length,probability}.
+    """reward/*, accuracy/*, length/*, entropy/*, difficulty/* and POLARITY/{share,reward,entropy,length,probability}.
 
-    Over all generated rows, before any is dropped: correct, truncated (N,) bool; rewards (N,); groups (N,) int64;
-    logp, entropy (N,T); mask (N,T) bool over what was generated.
+    Over all generated rows, before any is dropped: correct, truncated (N,) bool; rewards (N,); groups (N,) ints, the
+    same for responses to one prompt, of any sizes; logp, entropy (N,T); mask (N,T) bool over what was generated.
     """
     lengths = mask.sum(1).double()
-    per_group = torch.zeros(int(groups.max()) + 1, dtype=torch.float64)
-    solved = per_group.index_add(0, groups, correct.double()) / per_group.index_add(0, groups, torch.ones_like(lengths))
+    size, solved, _ = group_counts(correct, groups)
     found = {
         "reward/mean": rewards.double().mean(),
         "accuracy/mean": correct.double().mean(),
-        "accuracy/fully_solved": (solved == 1).double().mean(),
+        "accuracy/fully_solved": (solved == size).double().mean(),
         "accuracy/unsolved": (solved == 0).double().mean(),
         "length/mean": lengths.mean(),
         "length/max": lengths.max(),
@@ -40,7 +41,9 @@ def rollout_metrics(
         found |= _mean(f"{name}/probability", logp.exp(), chosen)
         if rows.any():
             found[f"{name}/length"] = lengths[rows].mean()
-    return {name: float(value) for name, value in found.items()}
+            found[f"{name}/reward"] = rewards[rows].double().mean()
+    metrics = {name: float(value) for name, value in found.items()}
+    return metrics | group_pass_at_k(correct, groups) | difficulty_metrics(correct, rewards, groups, entropy, mask)
 
 
 def credit_metrics(advantages: Tensor, shaped: Tensor, logp_old: Tensor, correct: Tensor, mask: Tensor) -> Metrics:

@@ -11,7 +11,9 @@ from polarity import __version__
 from polarity.cli.data import data
 from polarity.cli.evaluation import evaluate
 from polarity.cli.listings import methods, worlds
-from polarity.cli.runs import compare, report, train
+from polarity.cli.report import report, watch
+from polarity.cli.runs import compare, train
+from polarity.cli.studies import study
 from polarity.errors import UserError, nearest
 
 OVERVIEW = """\
@@ -22,7 +24,9 @@ Reinforcement learning with verifiable rewards, with control over what correct a
 commands:
   train     train a model with one method
   compare   train with several methods and seeds at the same time; one table, one page
-  report    make the page (HTML, opens off-line) of any runs
+  report    make the page (HTML, opens off-line) of any runs, or serve it while they go on
+  watch     runs that go on, in the terminal
+  study     measurements on runs: new reasoning paths, logit gradients
   eval      evaluate a model, a run, a server, or responses that were generated elsewhere
   data      check problems for duplicates and contamination; drop what is always or never solved
   methods   list the training methods, or show the parts of one
@@ -68,6 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "train": train, "compare": compare, "report": report, "eval": evaluate, "data": data,
-    "methods": methods, "worlds": worlds,
+    "train": train, "compare": compare, "report": report, "watch": watch, "study": study, "eval": evaluate,
+    "data": data, "methods": methods, "worlds": worlds,
 }  # fmt: skip

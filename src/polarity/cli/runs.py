@@ -1,4 +1,4 @@
-"""polarity train, compare, report."""
+"""polarity train, compare."""
 
 import signal
 import sys
@@ -86,25 +86,3 @@ def compare(arguments: Sequence[str]) -> int:
     if found.failed:
         print(f"see {given.out / 'logs'}; the same command with --resume repeats only these", file=sys.stderr)
     return 1 if found.failed else 0
-
-
-def report(arguments: Sequence[str]) -> int:
-    parser = make_parser(
-        "report", "PATH... [--out FILE] [--reference METHOD]",
-        "Write one self-contained HTML page about runs: curves, tables, samples. It opens without a network.",
-        "polarity report runs/five\n  polarity report runs/a runs/b --out a_and_b.html",
-    )  # fmt: skip
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="run directory, or a folder of runs")
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="default: PATH/report.html; report.html for several paths"
-    )
-    parser.add_argument(
-        "--reference", metavar="METHOD", help="differences are taken from it (default: dapo, else grpo)"
-    )
-    given = parser.parse(arguments)
-
-    from polarity.report import write_report
-
-    out = given.out or (given.paths[0] / "report.html" if len(given.paths) == 1 else Path("report.html"))
-    print(f"report: {write_report(given.paths, out, given.reference).resolve()}")
-    return 0

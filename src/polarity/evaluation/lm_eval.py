@@ -190,7 +190,8 @@ def _generation(settings: Mapping[str, Any]) -> Record:
 
 
 def _direction(metric: str) -> bool | None:
-    return None if metric in NEUTRAL else metric not in LOWER_IS_BETTER
+    name = metric.split("/")[-1]  # positive/entropy is as neutral as entropy
+    return None if name in NEUTRAL else name not in LOWER_IS_BETTER
 
 
 def _hash(text: str) -> str:

@@ -86,12 +86,23 @@ def all_values(problem: Graded, ks: Sequence[int]) -> dict[str, float]:
 
 def over_tokens(problems: Sequence[Graded]) -> dict[str, float]:
     """{"entropy": mean over tokens, nats}; empty where a length or an entropy is unknown."""
-    pairs = [(g.length, g.entropy) for problem in problems for g in problem.made]
-    known = [(length, entropy) for length, entropy in pairs if length is not None and entropy is not None]
-    if len(known) < len(pairs):
-        return {}
-    tokens = sum(length for length, _ in known)
-    return {"entropy": sum(length * entropy for length, entropy in known) / max(tokens, 1)}
+    return _token_mean([g for problem in problems for g in problem.made])
+
+
+def by_polarity(problems: Sequence[Graded]) -> dict[str, float]:
+    """{positive,negative}/{entropy,length}: means over the tokens, and over the responses, of one polarity.
+
+    Left out where there is no response (no token) of that polarity, and where a length or an entropy is unknown.
+    """
+    found: dict[str, float] = {}
+    for name, polarity in (("positive", True), ("negative", False)):
+        made = [g for p in problems for g, o in zip(p.made, p.outcomes, strict=True) if o.correct == polarity]
+        lengths = [g.length for g in made if g.length is not None]
+        if made and len(lengths) == len(made):
+            found[f"{name}/length"] = sum(lengths) / len(lengths)
+            if sum(lengths) > 0:
+                found |= {f"{name}/{metric}": value for metric, value in _token_mean(made).items()}
+    return found
 
 
 def strategies(problems: Sequence[Graded]) -> dict[str, Any]:
@@ -106,6 +117,12 @@ def strategies(problems: Sequence[Graded]) -> dict[str, Any]:
         "distinct_strategies": sum(distinct) / len(distinct),
         "strategies": {name: n / len(outcomes) for name, n in named.most_common()},
     }
+
+
+def mean_score(problems: Sequence[Graded]) -> dict[str, float]:
+    """{"reward": the mean score of all responses}, as the verifier gave it."""
+    scores = [o.score for problem in problems for o in problem.outcomes]
+    return {"reward": sum(scores) / len(scores)}
 
 
 def mean_values(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -138,6 +155,14 @@ def measure(problems: Sequence[Graded], ks: Sequence[int] = POWERS) -> dict[str,
         "intervals": {name: ends[:, i].tolist() for i, name in enumerate(means)},
         "levels": _levels(problems, [v[f"avg@{fewest}"] for v in values]),
     }
+
+
+def _token_mean(made: Sequence[Generation]) -> dict[str, float]:
+    known = [(g.length, g.entropy) for g in made if g.length is not None and g.entropy is not None]
+    if len(known) < len(made):
+        return {}
+    tokens = sum(length for length, _ in known)
+    return {"entropy": sum(length * entropy for length, entropy in known) / max(tokens, 1)}
 
 
 def _levels(problems: Sequence[Graded], accuracy: Sequence[float]) -> dict[str, dict[str, Any]]:

@@ -373,6 +373,7 @@ class Ledger(World):
         "update.beta2": 0.95,
         "update.weight_decay": 0.0,
         "update.grad_clip": 1.0,
+        "log.attribution_every": 10,
     }
 
     def problem(self, split: str, rng: random.Random) -> Row:

@@ -1,8 +1,9 @@
 """Checkpoints that are complete or absent: written aside, flushed to disk, renamed.
 
 A checkpoint is a model directory (loads with AutoModelForCausalLM and AutoTokenizer) plus `trainer.pt`: optimisers, the
-number of completed steps, the cursor of the training stream, and the method's own state; and `critic/` where the run
-has one. There is no random state to save: every seed is derived from the run's seed and the step.
+number of completed steps, the cursor of the training stream, and the method's own state; `critic/` where the run has
+one, and `ngrams/`, the history of sharpening and discovery. There is no random state to save: every seed is derived
+from the run's seed and the step.
 """
 
 import os
@@ -13,12 +14,14 @@ from typing import Any
 
 import torch
 
+from polarity.analysis import NGramMetrics
 from polarity.engines.embedded.critic import Critic
 from polarity.engines.embedded.policy import Policy
 from polarity.errors import UserError
 
 PARTIAL = "partial_"
 CRITIC = "critic"
+NGRAMS = "ngrams"
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,9 @@ class TrainerState:
     critic_optimizer: dict[str, Any] | None = None
 
 
-def save_checkpoint(path: Path, policy: Policy, critic: Critic | None, state: TrainerState, keep: int) -> None:
+def save_checkpoint(
+    path: Path, policy: Policy, critic: Critic | None, ngrams: NGramMetrics | None, state: TrainerState, keep: int
+) -> None:
     """Write `path`, then remove all but the newest `keep` checkpoints beside it."""
     aside = path.with_name(PARTIAL + path.name)
     shutil.rmtree(aside, ignore_errors=True)
@@ -41,6 +46,8 @@ def save_checkpoint(path: Path, policy: Policy, critic: Critic | None, state: Tr
     policy.tokenizer.save_pretrained(aside)
     if critic is not None:
         critic.save(aside / CRITIC)
+    if ngrams is not None:
+        ngrams.save(aside / NGRAMS)
     torch.save(vars(state), aside / "trainer.pt")
     for file in aside.rglob("*"):  # the critic and a tokenizer's chat templates have folders of their own
         if file.is_file():

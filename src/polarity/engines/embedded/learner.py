@@ -40,6 +40,8 @@ class Learner(Updater):
             selection = method.select(dataclasses.replace(whole, denominators=denominators), generator=generator)
         else:
             selection = None
+        if self.watch is not None:
+            self.watch.mini_batch(batch)
         trained = batch.mask.any(1)
         if method.skips_zero_advantage:
             trained &= (batch.advantages != 0).any(1)
@@ -50,6 +52,8 @@ class Learner(Updater):
                 tokens = selection.tokens[index, : part.mask.shape[1]].to(self.device)
                 sliced = dataclasses.replace(selection, tokens=tokens)
             inputs = self._forward(method, part)
+            if self.watch is not None:
+                self.watch.micro_batch(index, inputs)
             yield method.loss(dataclasses.replace(inputs, select=sliced, denominators=denominators))
 
     def score(

@@ -7,6 +7,7 @@ The trainer never asks what a method is called: it asks `method.needs` and calls
 s is the rollout step, the first is 0; files and metrics carry s + 1, the number of steps completed.
 """
 
+import shutil
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -17,9 +18,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from polarity.analysis import credit_metrics, mismatch, rollout_metrics
+from polarity.analysis import NGramMetrics, credit_metrics, mismatch, rollout_metrics
 from polarity.config import RunConfig, refuse_changes, save_config
-from polarity.engines.embedded.checkpoint import CRITIC, TrainerState, load_state, save_checkpoint
+from polarity.engines.embedded.attribution import Attribution
+from polarity.engines.embedded.checkpoint import CRITIC, NGRAMS, TrainerState, load_state, save_checkpoint
 from polarity.engines.embedded.critic import Critic, value_metrics
 from polarity.engines.embedded.evaluator import evaluate_policy
 from polarity.engines.embedded.learner import Learner
@@ -28,7 +30,9 @@ from polarity.engines.embedded.rollout import Rollouts, collect, tokenize
 from polarity.engines.embedded.source import Source, make_source, model_path
 from polarity.engines.embedded.updater import Batch
 from polarity.errors import UserError
+from polarity.loggers import check_loggers, make_loggers
 from polarity.methods import Method, Phases
+from polarity.rollout_log import logged_rows, token_fields
 from polarity.rundir import RunReader, RunWriter
 from polarity.seeds import seed_for
 
@@ -50,6 +54,7 @@ class Run:
     step: int = 0
     cursor: int = 0
     method_state: Any = None
+    ngrams: NGramMetrics | None = None
 
 
 def train(
@@ -58,7 +63,9 @@ def train(
     """Train as `config` says and write the run directory `out`. Raises UserError for anything the user can mend."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    run = prepare(config, _resume_from(config, out) if resume else None)
+    check_loggers(config.log.to)
+    checkpoint = _resume_from(config, out) if resume else None
+    run = prepare(config, checkpoint)
     if run.step > config.steps:
         raise UserError(f"{out} has completed {run.step} steps already; give --steps {run.step} or more to go on")
     writer = RunWriter(out)
@@ -69,6 +76,23 @@ def train(
         RunWriter.create(out, save_config(config), seed=config.seed, overwrite=overwrite)
         for line in run.source.quarantine(out / "quarantine"):
             print(line, file=sys.stderr)
+    spill = out / "ngrams"
+    if config.log.ngrams is not None:
+        run.ngrams = NGramMetrics(config.log.ngrams, config.log.ngram_history, spill)
+        if checkpoint is not None:
+            run.ngrams.load(checkpoint / NGRAMS)
+    loggers = make_loggers(config.log.to, out, config.model_dump(mode="json"))
+    writer.listeners += [logger.log for logger in loggers]
+    try:
+        _train(run, writer, progress)
+    finally:
+        for logger in loggers:
+            logger.close()
+        shutil.rmtree(spill, ignore_errors=True)  # the checkpoint has what a resumed run needs of it
+
+
+def _train(run: Run, writer: RunWriter, progress: bool) -> None:
+    config = run.config
     if run.step == 0 and config.evaluation.every and run.source.split_names:
         _evaluate(run, writer, {"step": 0}, config.evaluation.samples)
     bar = tqdm(total=config.steps, initial=run.step, desc=run.method.name, disable=not progress, unit="step")
@@ -139,6 +163,9 @@ def train_step(run: Run) -> tuple[Rollouts, Credit, Metrics]:
     statuses = [outcome.status for outcome in rollouts.outcomes]
     for status in ("unparsed", "timeout", "error"):
         row[f"verifier/{status}"] = statuses.count(status) / len(statuses)
+    if run.ngrams is not None:
+        problems = [row["id"] for row in rollouts.problems for _ in range(run.config.rollout.group)]
+        row |= run.ngrams.step(rollouts.responses, rollouts.texts, rollouts.correct, problems)
     credit, found = learn(run, method, rollouts, seed)
     row |= found
     run.method_state = method.update_state(run.method_state, row)
@@ -172,7 +199,10 @@ def learn(run: Run, method: Method, rollouts: Rollouts, seed: int) -> tuple[Cred
             advantages[kept], shaped[kept], batch.logp_old[kept], rollouts.correct[kept], batch.mask[kept]
         )
         rows_per_update = run.config.update.mini_batch_prompts * run.config.rollout.group
+        due = _due(run.config.log.attribution_every, run.step + 1, run.config.steps)
+        watch = run.learner.watch = Attribution(run.learner, batch, rollouts.samples.mask) if due else None
         row |= run.learner.update(method, trained, rows_per_update, run.step, seed_for(seed, "update"))
+        row |= watch.metrics() if watch is not None else {}
         if run.critic is not None and trained.values is not None:
             row |= run.critic.update(method, trained, rows_per_update, run.step, seed_for(seed, "critic"))
     else:
@@ -200,7 +230,7 @@ def _old_policy(run: Run, method: Method, rollouts: Rollouts) -> tuple[Batch, Me
         logp, entropy, logp_proxy = run.learner.score(batch, entropy=again, proxy=proxy)
         batch = replace(batch, logp_proxy=logp_proxy)
         if again:
-            found = mismatch(samples.logp, logp, samples.mask)
+            found = mismatch(samples.logp, logp, samples.mask, rollouts.correct)
             assert entropy is not None
             batch = replace(batch, logp_old=logp, entropy_old=entropy)
     if run.reference is not None and "logp_ref" in method.needs:
@@ -219,8 +249,7 @@ def _record(run: Run, writer: RunWriter, rollouts: Rollouts, credit: Credit, row
     """Write what a step leaves behind. The checkpoint comes last: a resumed run repeats what is not in it."""
     config, step = run.config, run.step
     last = step == config.steps
-    every = config.log.rollouts_every
-    if every and (step == 1 or last or step % every == 0):
+    if _due(config.log.rollouts_every, step, config.steps):
         writer.rollouts(step, rollout_records(run, rollouts, credit))
     if config.evaluation.every and (last or step % config.evaluation.every == 0):
         _evaluate(run, writer, row, config.evaluation.final_samples if last else config.evaluation.samples)
@@ -230,7 +259,8 @@ def _record(run: Run, writer: RunWriter, rollouts: Rollouts, credit: Credit, row
         critic_optimizer = run.critic.optimizer.state_dict() if run.critic else None
         optimizer = run.learner.optimizer.state_dict()
         state = TrainerState(step, run.cursor, run.method_state, optimizer, critic_optimizer)
-        save_checkpoint(writer.checkpoint_path(step), run.policy, run.critic, state, config.checkpoint.keep)
+        path = writer.checkpoint_path(step)
+        save_checkpoint(path, run.policy, run.critic, run.ngrams, state, config.checkpoint.keep)
 
 
 def _evaluate(run: Run, writer: RunWriter, row: Metrics, samples: int) -> None:
@@ -245,17 +275,15 @@ def _evaluate(run: Run, writer: RunWriter, row: Metrics, samples: int) -> None:
 
 
 def rollout_records(run: Run, rollouts: Rollouts, credit: Credit) -> list[dict[str, Any]]:
-    """The rows of a rollouts file: the first `log.rollout_groups` groups whole, mixed groups before uniform ones."""
-    group, tokenizer = run.config.rollout.group, run.policy.tokenizer
-    solved = rollouts.correct.view(-1, group).double().mean(1)
-    order = sorted(range(len(solved)), key=lambda g: (bool(solved[g] == 0 or solved[g] == 1), g))
+    """The rows of a rollouts file: `log.rollout_groups` groups whole, mixed groups before uniform ones."""
+    group, tokenizer, samples = run.config.rollout.group, run.policy.tokenizer, rollouts.samples
     records = []
-    for i in (g * group + j for g in order[: run.config.log.rollout_groups] for j in range(group)):
-        n = len(rollouts.responses[i])
+    for i in logged_rows(rollouts.groups, rollouts.correct, run.config.log.rollout_groups):
         outcome, problem = rollouts.outcomes[i], rollouts.problems[i // group]
-        advantage = credit["advantages"][i] if credit["advantages"].dim() == 2 else credit["advantages"][i].expand(n)
-        shaped = credit["shaped"][i, :n]
-        weight = torch.where(advantage[:n] != 0, shaped / advantage[:n], 1.0) * rollouts.mask[i, :n]
+        numbers = token_fields(
+            i, len(rollouts.responses[i]), logp_old=credit["logp_old"], logp_rollout=samples.logp,
+            entropy=samples.entropy, advantages=credit["advantages"], shaped=credit["shaped"], mask=rollouts.mask,
+        )  # fmt: skip
         records.append(
             {
                 "step": run.step,
@@ -268,22 +296,19 @@ def rollout_records(run: Run, rollouts: Rollouts, credit: Credit) -> list[dict[s
                 "status": outcome.status,
                 "strategy": outcome.strategy,
                 "reward": float(rollouts.rewards[i]),
-                "truncated": bool(rollouts.samples.truncated[i]),
+                "truncated": bool(samples.truncated[i]),
                 "kept": bool(rollouts.keep[i]),
                 "token_ids": rollouts.responses[i],
                 "tokens": [tokenizer.decode([t]) for t in rollouts.responses[i]],
-                "logp_old": _rounded(credit["logp_old"][i, :n]),
-                "logp_rollout": _rounded(rollouts.samples.logp[i, :n]),
-                "entropy": _rounded(rollouts.samples.entropy[i, :n]),
-                "advantage": float(advantage[0]) if credit["advantages"].dim() == 1 else _rounded(advantage[:n]),
-                "weight": _rounded(weight),
+                **numbers,
             }
         )
     return records
 
 
-def _rounded(values: Tensor) -> list[float]:
-    return [round(v, 5) for v in values.tolist()]
+def _due(every: int, step: int, last: int) -> bool:
+    """Whether what is logged every so many steps is logged now: at the first and the last step, too; 0 = never."""
+    return every > 0 and (step in (1, last) or step % every == 0)
 
 
 def _resume_from(config: RunConfig, out: Path) -> Path | None:

@@ -9,14 +9,14 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from polarity.config import UpdateConfig
 from polarity.errors import UserError
-from polarity.methods import Denominators, LossOutput, Method
+from polarity.methods import Denominators, LossInputs, LossOutput, Method
 
 Metrics = dict[str, float]
 Rows = Sequence[Sequence[int]]
@@ -56,10 +56,24 @@ class Batch:
         return Batch([self.prompts[i] for i in chosen], responses, **tensors)
 
 
+class Watch(Protocol):
+    """Looks on while a step's updates are made (attribution.py); it must not change them."""
+
+    def mini_batch(self, batch: Batch) -> None:
+        """An update on the rows of `batch` begins."""
+
+    def micro_batch(self, rows: Tensor, inputs: LossInputs) -> None:
+        """The loss of these rows (n,) int64 of the mini-batch is about to be computed from `inputs`."""
+
+    def updated(self, norm: float) -> None:
+        """The optimiser has made its step; norm: the gradient's before clipping."""
+
+
 class Updater:
     """AdamW on some parameters. A subclass says, in `losses`, what their loss is."""
 
     rate_key: ClassVar[str]  # the option that is this one's learning rate, for messages
+    watch: Watch | None = None
 
     def __init__(
         self,
@@ -110,6 +124,8 @@ class Updater:
                         f"another --out"
                     )
                 self.optimizer.step()
+                if self.watch is not None:
+                    self.watch.updated(norm)
                 norms.append(norm)
                 losses.append(loss)
                 for name, (total, count) in metrics.items():
