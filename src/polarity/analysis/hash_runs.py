@@ -1,15 +1,16 @@
-"""A growing set of 64-bit words in sorted runs that merge, on disk where they outgrow memory (a log-structured merge).
+"""A growing set of 64-bit words in sorted runs that merge, on disk where memory is short (a log-structured merge).
 
-A word is a 63-bit hash with a flag in its lowest bit; a hash that was added with the flag once has it for good. A run is
-one array of uint64 and never changes: its words in order, then an index of them,
+A word is a 63-bit hash with a flag in its lowest bit; a hash that was added with the flag once has it for good. A run
+is one array of uint64 and never changes: its words in order, then an index of them,
 
     words    (n,)         ascending, one for each hash
-    bitmap   (cells,)     64 slots a cell, 8 to 16 slots a word; a hash's slot is its upper bits; set where a word lies
+    bitmap   (cells,)     64 slots a cell, 4 to 8 slots a word; a hash's slot is its upper bits; set where a word lies
     starts   (cells,)     uint32, two in each uint64: how many words lie before the cell
 
-so that a hash that is not in the run is mostly found out by one bit, and one that is by the popcount before that bit.
-That makes 9.5 to 11 bytes a word. Runs of one level, FAN_IN of them, merge into one of the next, so n words added in
-s steps are copied log(s) / log(FAN_IN) times. Hashes must be uniform: blocks of equal width are merged in cache.
+so a word is found, or not, next to where the bits before its slot say. A Bloom filter in memory answers for most hashes
+that are in no run. All in all 9.75 to 11.5 bytes a word. FAN_IN runs of one level merge into one of the next, so what
+is added in s steps is copied about log(s) / log(FAN_IN) times, and the more runs are looked through. Hashes must be
+uniform: work is cut into blocks of equal width that fit a core's cache.
 """
 
 import os
@@ -31,7 +32,7 @@ from polarity.errors import UserError
 Words = NDArray[np.uint64]
 FAN_IN = 8
 BLOCK = 1 << 16  # words that are worked on together: a few such arrays fit a core's cache
-INDEX_BITS = 2  # the bitmap has at least 2**INDEX_BITS slots a word
+INDEX_BITS = 2  # a bitmap has at least 2**INDEX_BITS slots a word
 CELL = 8  # hashes a cell of the filter holds at most, on average
 MAX_WORDS = 2**32 - 1  # of a run: `starts` are 32-bit
 PATTERN = "run_*.npy*"
@@ -234,6 +235,7 @@ class HashRuns:
     def load(self, directory: Path, saved: Iterable[dict[str, Any]]) -> None:
         """Replace the set by the one that was saved in `directory`, which is not needed afterwards."""
         self._clear()
+        runs = []
         for entry in saved:
             source, name = directory / entry["file"], Path(entry["file"]).stem
             path = None
@@ -244,9 +246,9 @@ class HashRuns:
                 data = _map(path) if path is not None else np.load(source)
             except (OSError, ValueError) as error:
                 raise UserError(f"{source} cannot be read ({error}); load another checkpoint") from error
-            self.runs.append(Run(data, entry["count"], entry["level"], name, path))
-        self.filter = Filter(0)
-        self._mark([])
+            runs.append(Run(data, entry["count"], entry["level"], name, path))
+        self._mark([run.words for run in runs])
+        self.runs = runs
 
 
 def ordered(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:

@@ -6,7 +6,7 @@ earlier steps:
     sharpening S = |G & grams(C)| / |G|        discovery D = |G - grams(H)| / |G|        S + D <= 1
 
 The rest, 1 - S - D, was seen in wrong rollouts only. At the first step S = 0 and D = 1. The paper leaves open what an
-n-gram is made of, and whether the history is one for all problems; here it is `unit` and `history` (docs/sharpening.md).
+n-gram is made of, and whether all problems share a history: here `unit` and `history` say so (docs/sharpening.md).
 
 N rollouts; an n-gram is a hash of 63 bits, kept in polarity.analysis.hash_runs.
 """
@@ -28,11 +28,12 @@ from polarity.seeds import seed_for
 
 Floats = NDArray[np.float64]
 Rollouts = Sequence[Sequence[int]] | Sequence[str]
-Unit, Scope = Literal["token", "word"], Literal["global", "problem"]
+Unit = Literal["token", "word"]
+Scope = Literal["global", "problem"]
 
 MEMORY = 2 * 2**30
 MANIFEST = "ngrams.json"
-CHUNK = 1 << 17  # n-grams that are sorted and looked up together
+CHUNK = 1 << 20  # n-grams that are sorted and looked up together
 ROWS = 1 << 12  # rollouts in such a chunk: their numbers take the lower bits of a word
 WORDS = 1 << 20  # distinct words whose hashes are remembered
 
@@ -45,7 +46,8 @@ class NGramHistory:
     problem. sample_rate: the share of n-grams, chosen by their hash and `seed`, that are measured and added; others
     do not exist, so S and D of a rollout with sampled n-grams are unbiased, and time and space shrink with it.
     directory: a folder of this history alone, emptied at the start, for runs that do not fit into `memory` bytes;
-    without one, everything stays in memory. 9.5 to 11 bytes a distinct n-gram, in memory and on disk together.
+    without one, everything stays in memory. At most 12 bytes a distinct n-gram, in memory and on disk together, 1 to 2
+    of them always in memory.
 
     Exact but for hash collisions. An n-gram that is new passes for one of m known with probability m / 2**63 (3e-10
     at m = 2.4 billion). Rollouts are counted together in chunks of up to 4096, and there the upper 52 bits tell
@@ -64,11 +66,17 @@ class NGramHistory:
             raise UserError(f"unit {unit!r}, history {history!r}: unit is token or word, history is global or problem")
         if not 0 < sample_rate <= 1:
             raise UserError(f"sample_rate {sample_rate}: it is a share, above 0 and at most 1")
-        self.settings = {"n": n, "unit": unit, "history": history, "sample_rate": sample_rate, "seed": seed}
+        self.settings: dict[str, Any] = {
+            "n": n,
+            "unit": unit,
+            "history": history,
+            "sample_rate": sample_rate,
+            "seed": seed,
+        }
         self.n, self.unit, self.history, self.sample_rate, self.seed = n, unit, history, sample_rate, seed
         if directory is not None and (Path(directory) / MANIFEST).exists():
             raise UserError(f"{directory} holds a saved history and would be emptied; choose another directory")
-        self.runs = HashRuns(None if directory is None else Path(directory), memory)
+        self.runs = HashRuns(None if directory is None else Path(directory).resolve(), memory)
 
     def measure(self, rollouts: Rollouts, problems: Sequence[str] | None = None) -> tuple[Floats, Floats]:
         """S and D, (N,) each, against what was added so far; NaN where a rollout has no n-gram (none sampled).
@@ -94,11 +102,11 @@ class NGramHistory:
         _save([self], Path(directory))
 
     @classmethod
-    def load(cls, directory: Path | str, *, spill: Path | str | None = None, memory: int = MEMORY) -> "NGramHistory":
-        """The history that was saved in `directory`, which is not needed afterwards. spill: as `directory` above."""
-        (entry,) = _saved(Path(directory))
-        loaded = cls(**entry["settings"], directory=spill, memory=memory)
-        loaded.runs.load(Path(directory), entry["runs"])
+    def load(cls, saved: Path | str, *, directory: Path | str | None = None, memory: int = MEMORY) -> "NGramHistory":
+        """The history that was saved in `saved`, which is not needed afterwards. directory, memory: as above."""
+        (entry,) = _saved(Path(saved))
+        loaded = cls(**entry["settings"], directory=directory, memory=memory)
+        loaded.runs.load(Path(saved), entry["runs"])
         return loaded
 
     def step_encoded(
@@ -216,14 +224,12 @@ class NGramMetrics:
 
 def _save(histories: Sequence[NGramHistory], directory: Path) -> None:
     """The runs, then the list of them, then away with what is not on it: the last list is whole at any time."""
-    if any(
-        history.runs.directory is not None and history.runs.directory.samefile(directory)
-        for history in histories
-        if directory.exists()
-    ):
+    if any(history.runs.directory == directory.resolve() for history in histories):
         raise UserError(f"{directory} is where the history's runs are; save into another directory")
     directory.mkdir(parents=True, exist_ok=True)
-    entries = [{"settings": history.settings, "runs": history.runs.save(directory)} for history in histories]
+    entries: list[dict[str, Any]] = [
+        {"settings": history.settings, "runs": history.runs.save(directory)} for history in histories
+    ]
     aside = directory / f"{MANIFEST}.partial"
     with aside.open("w") as file:
         json.dump(entries, file, indent=1)

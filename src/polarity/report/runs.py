@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from polarity.errors import UserError
+from polarity.report.foreign import adopt, converted, nothing_at
+from polarity.report.text import visible
 from polarity.rundir import RunReader
 
 
@@ -38,7 +40,34 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return self.last_step >= int(self.config.get("steps", 0))
+        return self.last_step >= int(self.config.get("steps") or 0)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the source of a converted run lacks, in words."""
+        return [str(note) for note in self.config.get("notes") or []]
+
+    @property
+    def length_unit(self) -> str:
+        """tokens; words where a converted run's source has no tokens."""
+        return str(self.config.get("length_unit") or "tokens")
+
+    @cached_property
+    def columns(self) -> dict[str, tuple[list[int], list[float]]]:
+        """Training metric -> its steps and values, where finite."""
+        found: dict[str, tuple[list[int], list[float]]] = {}
+        for row in self.metrics:
+            for name, value in row.items():
+                if isinstance(value, (int, float)) and math.isfinite(value):
+                    steps, values = found.setdefault(name, ([], []))
+                    steps.append(int(row["step"]))
+                    values.append(float(value))
+        return found
+
+    @cached_property
+    def records(self) -> dict[int, dict[str, Any]]:
+        """Step -> the content of its file under evaluations/, read once."""
+        return self.reader.evaluations
 
     def final_evaluation(self) -> tuple[int, dict[str, dict[str, float]]] | None:
         """The last evaluation of the trained model: (step, {split: {metric: value}})."""
@@ -49,7 +78,7 @@ class Run:
     def final_verdicts(self) -> dict[str, dict[str, list[bool]]]:
         """Split -> problem id -> the verdict on each of its samples in the final evaluation; empty if not kept."""
         final = self.final_evaluation()
-        kept = self.reader.evaluations.get(final[0], {}).get("samples", {}) if final else {}
+        kept = self.records.get(final[0], {}).get("samples", {}) if final else {}
         return {split: {str(row["problem_id"]): row["correct"] for row in rows} for split, rows in kept.items()}
 
 
@@ -67,6 +96,10 @@ class Runs:
 
     def of(self, label: str) -> list[Run]:
         return [run for run in self.runs if run.label == label]
+
+    @property
+    def length_unit(self) -> str:
+        return " or ".join(dict.fromkeys(run.length_unit for run in self.runs))
 
     @property
     def seeds(self) -> list[int]:
@@ -98,11 +131,12 @@ def load_runs(paths: Sequence[Path], reference: str | None = None) -> Runs:
 def _find(path: Path) -> list[Path]:
     if not path.exists():
         raise UserError(f"{path} does not exist; give a run directory or a folder of runs")
+    found: list[Path] = []
     for pattern in ("config.yaml", "*/config.yaml", "*/*/config.yaml"):
-        found = sorted(file.parent for file in path.glob(pattern))
-        if found:
-            return found
-    raise UserError(f"no run at or below {path}; a run directory holds config.yaml and metrics.jsonl")
+        found = found or sorted(file.parent for file in path.glob(pattern) if not file.parent.name.startswith("."))
+    if not (folders := [*found, *converted(path)]):
+        raise nothing_at(path)
+    return folders
 
 
 def _plan(paths: Sequence[Path]) -> dict[str, Any]:
@@ -114,6 +148,7 @@ def _plan(paths: Sequence[Path]) -> dict[str, Any]:
 
 def _read(folder: Path) -> Run:
     reader = RunReader(folder)
+    adopt(reader)
     config, rows = reader.config, reader.metrics
     method = config.get("method", {})
     label = method if isinstance(method, str) else method.get("base") or method.get("name") or "unnamed"
@@ -124,7 +159,7 @@ def _read(folder: Path) -> Run:
                 _, split, metric = key.split("/", 2)
                 evaluations.setdefault(int(row["step"]), {}).setdefault(split, {})[metric] = value
     training = [row for row in rows if row["step"] > 0]
-    return Run(str(label), int(config.get("seed", 0)), folder, reader, config, training, evaluations)
+    return Run(visible(str(label)), int(config.get("seed", 0)), folder, reader, config, training, evaluations)
 
 
 def _labelled(runs: list[Run]) -> list[Run]:
@@ -149,11 +184,10 @@ def _settings(run: Run) -> dict[str, Any]:
 
 def values_of(run: Run, metric: str) -> tuple[list[int], list[float]]:
     """Steps and values of one metric of a run, where finite; eval/* includes step 0."""
-    if metric.startswith("eval/"):
-        _, split, name = metric.split("/", 2)
-        pairs = [(step, splits.get(split, {}).get(name)) for step, splits in sorted(run.evaluations.items())]
-    else:
-        pairs = [(int(row["step"]), row.get(metric)) for row in run.metrics]
+    if not metric.startswith("eval/"):
+        return run.columns.get(metric, ([], []))
+    _, split, name = metric.split("/", 2)
+    pairs = [(step, splits.get(split, {}).get(name)) for step, splits in sorted(run.evaluations.items())]
     kept = [(step, float(value)) for step, value in pairs if value is not None and math.isfinite(value)]
     return [step for step, _ in kept], [value for _, value in kept]
 
@@ -165,4 +199,4 @@ def splits_of(runs: Iterable[Run]) -> list[str]:
 
 def metrics_of(runs: Iterable[Run]) -> list[str]:
     """Names of the training metrics that any run has, in order of appearance."""
-    return list(dict.fromkeys(key for run in runs for row in run.metrics for key in row if key != "step"))
+    return list(dict.fromkeys(name for run in runs for name in run.columns if name != "step"))

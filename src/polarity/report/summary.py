@@ -63,7 +63,7 @@ class Quantity:
 def quantities(runs: Runs) -> list[Quantity]:
     """Train accuracy, entropy and length at the end; then pass@k of each split for each k that runs report."""
     found = [
-        Quantity(f"end/{metric}", title, "end of training")
+        Quantity(f"end/{metric}", title.replace("tokens", runs.length_unit), "end of training")
         for metric, title in END_METRICS.items()
         if any(metric in row for run in runs.runs for row in run.metrics)
     ]
