@@ -3,7 +3,7 @@
     python benchmarks/report.py                 # writes benchmarks/results/report.json
     python benchmarks/report.py --keep DIR      # leaves the runs and the page in DIR, to look at
 
-The runs are made up, in the shape of real ones: every metric of docs/metrics.md at each step, evaluations of 5 splits x
+The runs are made up, in the shape of real ones: every metric of docs/metrics.md, evaluations of 5 splits x
 32 problems x 16 samples at every 10th step, and rollouts of 4 groups x 8 responses x 140 tokens at 31 steps. Two grids:
 4 methods x 3 seeds (curves have bands) and 12 methods x 1 seed (three times as many lines). A report is made in a
 process of its own; its seconds hold the start of Python and all imports. Bars on two cores: 20 s, 5 MB.
@@ -87,6 +87,12 @@ def _training_row(rng: Any, now: dict[str, float], t: float) -> dict[str, float]
         "update/grad_norm": near(0.4, 0.2), "update/ratio": near(1.0, 0.001), "update/clip_fraction": near(0.002, 0.4),
         "update/dual_clip_fraction": near(0.0002, 0.5), "update/entropy": entropy, "update/kl": near(0.02 * t + 0.001),
         "time/rollout": 1.5, "time/update": 0.8, "time/step": 2.3,
+    }  # fmt: skip
+    row |= {
+        "update/penalty": near(0.001), "update/penalised_share": near(0.01), "update/off_policy_share": near(0.01),
+        "update/clip_floor": near(0.8, 0.01), "update/clip_ceiling": near(1.2, 0.01), "value/mean": accuracy,
+        "value/explained_variance": 0.5 * t, "value/error": near(0.1), "value/clip_fraction": near(0.01),
+        "update/critic_grad_norm": near(0.3),
     }  # fmt: skip
     row |= {f"accuracy/pass@{k}": 1 - (1 - accuracy) ** k for k in (2, 4, 8)}
     for i, side in enumerate(("positive", "negative")):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from polarity.errors import UserError, nearest
 from polarity.methods import Method, Phases, build_method
@@ -133,8 +133,13 @@ class LogConfig(Section):
         description="measure which tokens moved the entropy every so many steps, and at the first and last; 0 = never",
     )
     to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
-        [], description="loggers that get the rows of metrics.jsonl as well"
+        [], description="loggers that get the rows of metrics.jsonl as well; one name, or a list"
     )
+
+    @field_validator("to", mode="before")
+    @classmethod
+    def _one_logger(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
 
 class RunConfig(Section):
@@ -220,6 +225,11 @@ def check(config: RunConfig, method: Method | Phases) -> None:
         raise UserError("base names a world's base model; it cannot stand beside model or without a world")
     if config.log.ngrams is None and config.log.ngram_history != "global":
         raise UserError("log.ngram_history is set but log.ngrams is null; set log.ngrams to token or word")
+    if config.log.ngram_history == "problem" and config.world is not None:
+        raise UserError(
+            "log.ngram_history is problem, and a world never gives the same problem twice, so that everything would "
+            "count as discovered; set it to global"
+        )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("the embedded engine is one process; for several GPUs use the TRL or verl engine")
 

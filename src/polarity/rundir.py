@@ -5,6 +5,7 @@ step 1; step 0 is the model before training.
 """
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -60,6 +61,8 @@ class RunWriter:
         _write_text(self.path / "config.yaml", config_yaml)
 
     def metrics(self, row: Mapping[str, float]) -> None:
+        """Append a row. What is not finite is left out: such a number is no JSON, and no measurement."""
+        row = {name: value for name, value in row.items() if math.isfinite(value)}
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
         for listener in self.listeners:
@@ -102,7 +105,13 @@ class RunReader:
 
     @property
     def config(self) -> Record:
-        config: Record = yaml.safe_load((self.path / "config.yaml").read_text())
+        file = self.path / "config.yaml"
+        try:
+            config: Record = yaml.safe_load(file.read_text())
+        except yaml.YAMLError as error:
+            raise UserError(f"{file} is malformed YAML; mend it, or give another run") from error
+        if not isinstance(config, dict):
+            raise UserError(f"{file} holds no settings; give another run")
         return config
 
     @property
@@ -115,20 +124,24 @@ class RunReader:
     def metrics(self) -> list[Record]:
         file = self.path / "metrics.jsonl"
         text = file.read_text() if file.exists() else ""
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        rows = _json_rows(file, text[: text.rfind("\n") + 1])
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row, dict) or "step" not in row:
+                raise UserError(f"{file} line {number} is no metrics row: it has no step; take the line out")
+        return rows
 
     @property
     def rollout_steps(self) -> list[int]:
         return sorted(_step(f) for f in (self.path / "rollouts").glob("step_*.jsonl"))
 
     def rollouts(self, step: int) -> list[Record]:
-        text = (self.path / "rollouts" / f"step_{step:06d}.jsonl").read_text()
-        return [json.loads(line) for line in text.split("\n") if line]
+        file = self.path / "rollouts" / f"step_{step:06d}.jsonl"
+        return _json_rows(file, file.read_text())
 
     @property
     def evaluations(self) -> dict[int, Record]:
         files = sorted((self.path / "evaluations").glob("step_*.json"))
-        return {_step(f): json.loads(f.read_text()) for f in files}
+        return {_step(f): _json_rows(f, f.read_text().replace("\n", " "))[0] for f in files}
 
     @property
     def checkpoints(self) -> dict[int, Path]:
@@ -170,6 +183,17 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _json_rows(file: Path, text: str) -> list[Any]:
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line:
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise UserError(f"{file} line {number} is no JSON; take the line (or the file) out") from error
+    return rows
 
 
 def _step(path: Path) -> int:

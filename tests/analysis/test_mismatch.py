@@ -3,11 +3,13 @@
 import math
 import random
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from polarity.analysis import mismatch
+from polarity.errors import UserError
 
 NAMES = {
     "mean", "max", "std", "correlation", "k1", "k3", "chi_square", "sequence_chi_square", "ess", "weight_max",
@@ -166,3 +168,14 @@ def test_nan_is_left_out():
     rollout, old, mask, _ = batch(11)
     rollout[tuple(mask.nonzero()[0])] = math.nan
     assert all(math.isfinite(value) for value in mismatch(rollout, old, mask).values())
+
+
+def test_other_types_are_converted_or_refused():
+    rollout, old = [[-1.0, -2.0], [-0.5, -0.1]], [[-1.1, -2.0], [-0.4, -0.1]]
+    mask, correct = [[True, True], [True, False]], [True, False]
+    expected = mismatch(torch.tensor(rollout), torch.tensor(old), torch.tensor(mask), torch.tensor(correct))
+    assert mismatch(np.array(rollout), old, np.array(mask), correct) == pytest.approx(expected)
+    with pytest.raises(UserError, match=r"correct is torch.int64; it is a boolean"):
+        mismatch(torch.tensor(rollout), torch.tensor(old), torch.tensor(mask), torch.tensor([1, 0]))
+    with pytest.raises(UserError, match=r"mask is torch.float32"):
+        mismatch(torch.tensor(rollout), torch.tensor(old), torch.ones(2, 2))

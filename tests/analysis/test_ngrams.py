@@ -134,9 +134,10 @@ def test_by_hand():
 def test_rollouts_may_be_any_sequence_of_integers():
     history = NGramHistory(2)
     history.add([[1, 2, 2**32 - 1]], np.array([True]))
-    for kind in (tuple, np.array, torch.tensor, lambda row: np.array(row, np.uint32)):
+    for kind in (list, tuple, np.array, torch.tensor, lambda row: np.array(row, np.uint32)):
         sharpening, discovery = history.measure([kind([1, 2, 2**32 - 1, 5])])
         assert (sharpening[0], discovery[0]) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
+        assert np.isnan(history.measure([kind([])])).all()
 
 
 # Saving
@@ -411,7 +412,7 @@ def test_metrics_of_nothing_are_absent():
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: NGramHistory(0), "n is 1 or more"),
+        (lambda: NGramHistory(0), "n is a whole number, 1 or more"),
         (lambda: NGramHistory(unit="letter"), "unit is token or word"),
         (lambda: NGramHistory(history="run"), "history is global or problem"),
         (lambda: NGramHistory(sample_rate=0), "above 0"),

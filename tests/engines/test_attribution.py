@@ -172,3 +172,14 @@ def test_cells_by_hand():
         assert CELLS[cells[i, j]] == f"attribution/{polarity}/{probability}_prob_{uncertainty}_entropy"
     with pytest.raises(ValueError, match="one token"):
         cell_bounds(logp, entropy, torch.zeros_like(mask))
+
+
+@pytest.mark.parametrize("settings", [{"update__learning_rate": 1e-30}, {"rollout__max_new_tokens": 1}])
+def test_a_step_that_moves_nothing(small_run: Callable[..., RunConfig], tmp_path: Path, settings: dict[str, float]):
+    """Weights that stay where they are: there is nothing to take apart, and the run goes on."""
+    config = small_run("grpo", steps=2, log__attribution_every=1, update__weight_decay=0.0, **settings)
+    train(config, tmp_path / "run", progress=False)
+    rows = RunReader(tmp_path / "run").metrics
+    assert len(rows) == 2
+    still = [row for row in rows if row.get("attribution/predicted") == 0]
+    assert all(cell not in row for row in still for cell in CELLS)

@@ -51,7 +51,7 @@ def js(browser, script, *arguments):
 
 
 def wait_for(browser, script):
-    for _ in range(200):
+    for _ in range(800):
         if found := js(browser, script):
             return found
         time.sleep(0.05)

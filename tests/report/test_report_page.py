@@ -11,7 +11,7 @@ from bokeh.resources import Resources
 
 from polarity.errors import UserError
 from polarity.report import write_report
-from polarity.report.curves import aggregate
+from polarity.report.curves import Panel, aggregate, lines
 from polarity.report.page import render
 from polarity.report.runs import load_runs, values_of
 
@@ -97,6 +97,16 @@ def test_curves_hold_the_mean_and_the_range_over_seeds(comparison):
     assert step == list(range(1, 21))
     for shown, want in ((mean, per_seed.mean(0)), (low, per_seed.min(0)), (high, per_seed.max(0))):
         np.testing.assert_allclose(shown, want, rtol=5e-4)
+
+
+def test_small_changes_of_large_numbers_stay_visible(tmp_path, make_run):
+    run = make_run(tmp_path / "run")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    ratios = [1 + 1e-5 * row["step"] ** 0.5 for row in rows[1:]]
+    rows = [rows[0], *(row | {"update/ratio": ratio} for row, ratio in zip(rows[1:], ratios, strict=True))]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = next(f for f in lines(load_runs([run]), [Panel("update/ratio", "", "")])).data["lines"]["dapo"][1]
+    np.testing.assert_allclose(shown, ratios, rtol=0, atol=1e-8)
 
 
 def test_long_runs_are_binned_and_keep_their_extremes(tmp_path, make_run):

@@ -3,8 +3,10 @@
 import json
 
 import numpy as np
+import pytest
 from test_report_page import hostile_rows
 
+from polarity.errors import UserError
 from polarity.report.runs import load_runs
 from polarity.report.samples import CHARACTERS, LEAST_TOKENS, MOST_ROWS, MOST_TOKENS, pack_samples
 
@@ -148,3 +150,11 @@ def test_rollouts_are_read_only_as_far_as_they_are_shown(tmp_path, make_run):
     file = run / "rollouts" / "step_000001.jsonl"
     file.write_text(file.read_text()[:-100])  # the last row cannot be read, and is not needed
     assert packed(run)[0]["steps"][0]["groups"][0]["of"] == 4
+
+
+def test_a_line_that_is_no_json_is_named(tmp_path, make_run):
+    run = make_run(tmp_path / "run", rows=[row()])
+    file = run / "rollouts" / "step_000001.jsonl"
+    file.write_text(file.read_text() + '{"group": 1, "resp\n')
+    with pytest.raises(UserError, match=r"step_000001\.jsonl line 2 is no JSON"):
+        packed(run)

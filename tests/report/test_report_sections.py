@@ -20,9 +20,8 @@ from polarity.report.panels import sections
 from polarity.report.runs import load_runs
 from polarity.report.text import visible
 
-_spec = importlib.util.spec_from_file_location(
-    "report_benchmark", Path(__file__).parents[2] / "benchmarks" / "report.py"
-)
+ROOT = Path(__file__).parents[2]
+_spec = importlib.util.spec_from_file_location("report_benchmark", ROOT / "benchmarks" / "report.py")
 report_benchmark = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(report_benchmark)
 
@@ -61,6 +60,24 @@ def test_a_run_with_every_metric_has_every_section_and_none_of_it_twice(grid):
     assert len(drawn) == len(training) - same_as_accuracy + splits * len(evaluated) + pass_at_k
 
 
+def test_every_documented_metric_has_a_panel(grid):
+    """The made-up runs have all names of docs/metrics.md, and none of them is left to "Other metrics"."""
+    documented = re.findall(r"^\| `([^`]+)`", (ROOT / "docs" / "metrics.md").read_text(), re.M)
+    have = {name for row in rows_of(grid / "dapo" / "seed_0") for name in row}
+    stands_for = {
+        "POLARITY": "(positive|negative)",
+        "BAND": "(unsolved|hard|easy|solved)",
+        "SPLIT": r"\w+",
+        "@K": r"@\d+",
+    }
+    for name in documented:
+        pattern = re.escape(name)
+        for word, values in stands_for.items():
+            pattern = pattern.replace(word, values)
+        assert any(re.fullmatch(pattern, own) for own in have), name
+    assert "other" not in {section.anchor for section in sections(load_runs([grid]))}
+
+
 def test_a_metric_that_no_panel_names_is_shown_under_its_own(grid, tmp_path, make_run):
     run = make_run(tmp_path / "run")
     rows = [row | {"mine/number": 3.5} for row in rows_of(run)]
@@ -80,14 +97,14 @@ def test_sections_say_which_methods_and_runs_lack_their_numbers(tmp_path):
     assert parts["mismatch"].lacks == ("nsr seed 1", "psr")
     assert parts["attribution"].lacks == ("psr",)
     assert parts["learning"].lacks == ()
+    page = render(load_runs([tmp_path]))
+    assert page.count("no values: nsr seed 1, psr") == 1  # once, not under each of the section's figures
     for seed in (0, 1):
         without(tmp_path / f"nsr/seed_{seed}", "positive/", "attribution/positive")
     assert attribution_section(load_runs([tmp_path])).lacks == ("psr",)  # nsr has a prediction, of fewer parts
     figures = {figure.title: figure.lacks for figure in parts["sharpening"].blocks[0].figures}
     assert figures["Sharpening, 3-grams"] == ("psr",)
     assert figures["Discovery, 3-grams"] == ()
-    page = render(load_runs([tmp_path]))
-    assert page.count("no values: nsr seed 1, psr") == 1  # once, not under each of the section's figures
 
 
 def test_sections_without_any_number_are_left_out(tmp_path, make_run):

@@ -80,3 +80,30 @@ def test_environment_says_what_ran(writer: RunWriter):
     found = json.loads((writer.path / "environment.json").read_text())
     assert found["git"].keys() == {"revision", "diff"}
     assert {"polarity-rl", "torch", "transformers"} <= found["packages"].keys()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "match"),
+    [
+        ("config.yaml", "", "config.yaml holds no settings"),
+        ("config.yaml", "a: [", "config.yaml is malformed YAML"),
+        ("metrics.jsonl", '{"step": 1}\n{"step"\n', "metrics.jsonl line 2 is no JSON"),
+        ("metrics.jsonl", '{"reward/mean": 1}\n', "line 1 is no metrics row"),
+        ("rollouts/step_000001.jsonl", '{"step": 1', "step_000001.jsonl line 1 is no JSON"),
+        ("evaluations/step_000001.json", '{"results": {', "step_000001.json line 1 is no JSON"),
+    ],
+)
+def test_what_is_broken_is_named(tmp_path: Path, file: str, text: str, match: str):
+    (tmp_path / "config.yaml").write_text("steps: 1\n")
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(text)
+    reader = RunReader(tmp_path)
+    with pytest.raises(UserError, match=match) as error:
+        _ = reader.config, reader.metrics, [reader.rollouts(s) for s in reader.rollout_steps], reader.evaluations
+    assert "\n" not in str(error.value)
+
+
+def test_numbers_that_are_not_finite_are_left_out(tmp_path: Path):
+    writer = RunWriter.create(tmp_path / "run", "steps: 1\n", seed=0)
+    writer.metrics({"step": 1, "reward/mean": float("nan"), "entropy/mean": float("inf"), "length/mean": 3.0})
+    assert RunReader(tmp_path / "run").metrics == [{"step": 1, "length/mean": 3.0}]

@@ -6,6 +6,7 @@ P groups (prompts), N rows (responses), T padded length.
 import torch
 from torch import Tensor
 
+from polarity.analysis.checks import booleans
 from polarity.analysis.pass_at_k import pass_at_k
 
 Metrics = dict[str, float]
@@ -40,6 +41,7 @@ def difficulty_metrics(correct: Tensor, rewards: Tensor, groups: Tensor, entropy
     is of prompts; entropy is a mean over tokens, length and reward over responses. A band without a prompt has a share
     of 0 and nothing else.
     """
+    correct, mask = booleans(correct=correct, mask=mask)
     size, solved, place = group_counts(correct, groups)
     lengths = mask.sum(1).double()
     found: dict[str, Tensor] = {}

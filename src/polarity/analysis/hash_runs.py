@@ -13,6 +13,7 @@ is added in s steps is copied about log(s) / log(FAN_IN) times, and the more run
 uniform: work is cut into blocks of equal width that fit a core's cache.
 """
 
+import mmap
 import os
 import shutil
 import uuid
@@ -34,6 +35,7 @@ FAN_IN = 8
 BLOCK = 1 << 16  # words that are worked on together: a few such arrays fit a core's cache
 INDEX_BITS = 2  # a bitmap has at least 2**INDEX_BITS slots a word
 CELL = 8  # hashes a cell of the filter holds at most, on average
+MAPPED = 4  # times the memory limit: spilled runs that are larger are mapped anew in each step
 MAX_WORDS = 2**32 - 1  # of a run: `starts` are 32-bit
 PATTERN = "run_*.npy*"
 
@@ -43,13 +45,29 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """Immutable. data: words and index as above, mapped from `path` where that is not None. name: never used twice."""
+    """Immutable. data: words and index as above; `mapped` from `path`, or neither is set. name: never used twice."""
 
     data: Words
     count: int
     level: int
     name: str
     path: Path | None = None
+    mapped: mmap.mmap | None = None
+
+    @classmethod
+    def of_file(cls, path: Path, count: int, level: int) -> "Run":
+        """ValueError where the file is not whole."""
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            np.lib.format.read_magic(file)
+            (length,), _, _ = np.lib.format.read_array_header_1_0(file)
+            data = np.frombuffer(mapped, "<u8", length, file.tell())
+        return cls(data, count, level, path.stem, path, mapped)
+
+    def forget(self) -> None:
+        """Let go of the pages that were read; they are read again, or taken from the system's cache, when needed."""
+        if self.mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self.mapped.madvise(mmap.MADV_DONTNEED)
 
     @property
     def words(self) -> Words:
@@ -133,20 +151,16 @@ class HashRuns:
 
     def find(self, needles: Words) -> NDArray[np.uint8]:
         """(k,) for distinct hashes, ascending and without flags: 0 not in the set, 1 in it, 2 in it with the flag."""
-        runs = sorted(self.runs, key=lambda run: -run.count)
-        found = np.zeros(len(needles), np.uint8)
-        for first in range(0, len(needles), BLOCK):
-            state, block = found[first : first + BLOCK], needles[first : first + BLOCK]
-            open_ = self.filter.passing(block)
-            left = block[open_]
-            for run in runs:
-                hits, flags = run.find(left)
-                where = open_[hits]
-                state[where] = np.maximum(state[where], flags + np.uint8(1))
-                if 8 * np.count_nonzero(flags) > len(left):  # what is in with its flag needs no further run
-                    open_ = open_[state[open_] < 2]
-                    left = block[open_]
-        return found
+        state, places = np.zeros(len(needles), np.uint8), self.filter.passing(needles)
+        left = needles[places]
+        for run in self.runs:
+            hits, flags = run.find(left)
+            where = places[hits]
+            state[where] = np.maximum(state[where], flags + np.uint8(1))
+            if 8 * np.count_nonzero(flags) > len(left):  # what is in with its flag needs no further run
+                places = places[state[places] < 2]
+                left = needles[places]
+        return state
 
     def add(self, parts: Sequence[Words]) -> None:
         """Add all words of `parts`, each ascending. Merges what is due, and spills the largest runs beyond `memory`."""
@@ -159,7 +173,8 @@ class HashRuns:
                 break
             merged, level = merged + full, level + 1
         run = self._write(sources + [run.words for run in merged], level)
-        self.runs = [old for old in self.runs if old not in merged] + [run]
+        kept = [old for old in self.runs if old not in merged]
+        self.runs = sorted([*kept, run], key=lambda run: -run.count)  # most is found in the first
         for old in merged:
             if old.path is not None:
                 old.path.unlink()
@@ -167,7 +182,10 @@ class HashRuns:
             largest = max((run for run in self.runs if run.path is None), key=lambda run: run.count)
             path = self.directory / f"{largest.name}.npy"
             _save(path, largest.data)
-            self.runs[self.runs.index(largest)] = Run(_map(path), largest.count, largest.level, largest.name, path)
+            self.runs[self.runs.index(largest)] = Run.of_file(path, largest.count, largest.level)
+        if self.sizes()[1] > MAPPED * self.memory:
+            for run in self.runs:
+                run.forget()
 
     def _mark(self, sources: list[Words]) -> None:
         """Put words into the filter, and all others into a new one where it has become too small."""
@@ -199,17 +217,20 @@ class HashRuns:
         with path.open("w+b") as file:
             _header(file, 0)
             offset, count = file.tell(), 0
-            block, offsets = _blocks(sources)
-            for words in ordered(block, range(len(offsets))):
+            block, offsets = merged_blocks(sources)
+            for i, words in enumerate(ordered(block, range(len(offsets)))):
                 file.write(words)  # type: ignore[arg-type]
                 count += len(words)
+                if i % 1024 == 0:
+                    for run in self.runs:
+                        run.forget()
             file.flush()
             index = _index(np.asarray(np.memmap(file, np.uint64, "r", offset, (count,))))
             file.seek(0, os.SEEK_END)
             file.write(index)  # type: ignore[arg-type]
             file.seek(0)
             _header(file, count + len(index))
-        return Run(_map(path), count, level, name, path)
+        return Run.of_file(path, count, level)
 
     def save(self, directory: Path) -> list[dict[str, Any]]:
         """Put all runs into `directory`, flushed to disk: links to those on disk (copies where it is on another file
@@ -237,16 +258,15 @@ class HashRuns:
         self._clear()
         runs = []
         for entry in saved:
-            source, name = directory / entry["file"], Path(entry["file"]).stem
-            path = None
+            source, count, level = directory / entry["file"], entry["count"], entry["level"]
             try:
                 if entry["spilled"] and self.directory is not None:
-                    path = self.directory / source.name
-                    _link(source, path)
-                data = _map(path) if path is not None else np.load(source)
+                    _link(source, self.directory / source.name)
+                    runs.append(Run.of_file(self.directory / source.name, count, level))
+                else:
+                    runs.append(Run(np.load(source), count, level, source.stem))
             except (OSError, ValueError) as error:
                 raise UserError(f"{source} cannot be read ({error}); load another checkpoint") from error
-            runs.append(Run(data, entry["count"], entry["level"], name, path))
         self._mark([run.words for run in runs])
         self.runs = runs
 
@@ -267,7 +287,7 @@ def ordered(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterat
             yield pending.popleft().result()
 
 
-def _blocks(sources: Sequence[Words]) -> tuple[Callable[[int], Words], list[int]]:
+def merged_blocks(sources: Sequence[Words]) -> tuple[Callable[[int], Words], list[int]]:
     """A merge of `sources` (each ascending) in blocks: a function that gives one, ascending, one word for each hash,
     with the flag where any has it; and, for each block, how many words there are before it at most.
 
@@ -288,7 +308,7 @@ def _blocks(sources: Sequence[Words]) -> tuple[Callable[[int], Words], list[int]
 
 def _merge_into(data: Words, sources: Sequence[Words]) -> int:
     """Merge `sources` into the front of `data`, which has room for all of their words. Returns how many there are."""
-    block, offsets = _blocks(sources)
+    block, offsets = merged_blocks(sources)
 
     def place(i: int) -> int:
         words = block(i)
@@ -354,10 +374,6 @@ def _save(path: Path, data: Words) -> None:
     with path.open("wb") as file:
         _header(file, len(data))
         data.tofile(file)
-
-
-def _map(path: Path) -> Words:
-    return np.asarray(np.load(path, mmap_mode="r"))
 
 
 def _link(source: Path, target: Path) -> None:

@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from polarity.analysis.checks import booleans
+
 # log rho, of a token and of a whole response, is held within this before it is exponentiated, as verl does: a weight
 # is then finite whatever goes in, and e^20 (or its inverse) says clearly enough that something is broken.
 LARGEST_LOG_RATIO = 20.0
@@ -28,10 +30,12 @@ def mismatch(logp_rollout: Tensor, logp_old: Tensor, mask: Tensor, correct: Tens
     that a sampled token was impossible, a correlation of constants, std of one token) is left out, as is what would be
     taken over an empty set.
     """
-    rollout, old = logp_rollout.double(), logp_old.double()
+    rollout, old = torch.as_tensor(logp_rollout).double(), torch.as_tensor(logp_old).double()
+    (mask,) = booleans(mask=mask)
     tokens = _of_tokens(rollout[mask], old[mask])
     found = {f"mismatch/{name}": value for name, value in (tokens | _of_rows(rollout, old, mask)).items()}
     if correct is not None:
+        (correct,) = booleans(correct=correct)
         for polarity, rows in (("positive", correct), ("negative", ~correct)):
             own = _of_tokens(rollout[rows][mask[rows]], old[rows][mask[rows]])
             found |= {f"{polarity}/mismatch_{name}": own[name] for name in BY_POLARITY if name in own}

@@ -16,6 +16,7 @@ import json
 import os
 from array import array
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +37,7 @@ MANIFEST = "ngrams.json"
 CHUNK = 1 << 20  # n-grams that are sorted and looked up together
 ROWS = 1 << 12  # rollouts in such a chunk: their numbers take the lower bits of a word
 WORDS = 1 << 20  # distinct words whose hashes are remembered
+LONG = 64  # characters; longer words (text without spaces) are hashed anew each time, so that memory has a bound
 
 
 class NGramHistory:
@@ -45,34 +47,30 @@ class NGramHistory:
     strings, words are `str.split()`). history: "global", or "problem": a rollout is compared with those of its own
     problem. sample_rate: the share of n-grams, chosen by their hash and `seed`, that are measured and added; others
     do not exist, so S and D of a rollout with sampled n-grams are unbiased, and time and space shrink with it.
-    directory: a folder of this history alone, emptied at the start, for runs that do not fit into `memory` bytes;
-    without one, everything stays in memory. At most 12 bytes a distinct n-gram, in memory and on disk together, 1 to 2
-    of them always in memory.
+    directory: a folder of this history alone, emptied at the start, for what does not fit into `memory` bytes; without
+    one, everything stays in memory. 9.75 to 11.5 bytes a distinct n-gram, in memory and on disk together; 1 to 2 of
+    them stay in memory, beyond the limit; and one that was first wrong and then correct counts twice until it merges.
 
     Exact but for hash collisions. An n-gram that is new passes for one of m known with probability m / 2**63 (3e-10
     at m = 2.4 billion). Rollouts are counted together in chunks of up to 4096, and there the upper 52 bits tell
-    n-grams apart: of 2**19 n-grams, two are mixed up with probability 3e-5, which moves S and D by one n-gram, or its
-    place among the correct ones. Results depend on nothing else: neither on the platform nor on threads (as many as
-    torch has), memory or interruptions.
+    n-grams apart: in a chunk of 2**20, two are mixed up with probability 1e-4, which moves S or D by one n-gram, or
+    says of one of the two that it was correct. Results depend on nothing else: neither on the platform nor on threads
+    (as many as torch has), memory or interruptions.
     """
 
     def __init__(
         self, n: int = 3, *, unit: Unit = "token", history: Scope = "global", sample_rate: float = 1.0, seed: int = 0,
         directory: Path | str | None = None, memory: int = MEMORY,
     ):  # fmt: skip
-        if n < 1:
-            raise UserError(f"n-grams of {n}: n is 1 or more")
+        if not isinstance(n, int) or n < 1:
+            raise UserError(f"n-grams of {n!r}: n is a whole number, 1 or more")
         if unit not in ("token", "word") or history not in ("global", "problem"):
             raise UserError(f"unit {unit!r}, history {history!r}: unit is token or word, history is global or problem")
         if not 0 < sample_rate <= 1:
             raise UserError(f"sample_rate {sample_rate}: it is a share, above 0 and at most 1")
         self.settings: dict[str, Any] = {
-            "n": n,
-            "unit": unit,
-            "history": history,
-            "sample_rate": sample_rate,
-            "seed": seed,
-        }
+            "n": n, "unit": unit, "history": history, "sample_rate": sample_rate, "seed": seed,
+        }  # fmt: skip
         self.n, self.unit, self.history, self.sample_rate, self.seed = n, unit, history, sample_rate, seed
         if directory is not None and (Path(directory) / MANIFEST).exists():
             raise UserError(f"{directory} holds a saved history and would be emptied; choose another directory")
@@ -113,11 +111,11 @@ class NGramHistory:
         self, rows: list[Words], correct: ArrayLike | None, problems: Sequence[str] | None
     ) -> tuple[Floats, Floats]:
         """`step` with rollouts as `encode` gives them; `measure` where correct is None."""
-        polarity = np.zeros(len(rows), bool) if correct is None else np.asarray(correct)
+        polarity = np.zeros(len(rows), bool) if correct is None or not len(rows) else np.asarray(correct)
         if polarity.shape != (len(rows),) or polarity.dtype != bool:
             raise UserError(f"correct is {polarity.dtype} {polarity.shape}; it is one bool a rollout ({len(rows)},)")
         seeds = self._seeds(len(rows), problems)
-        chunks = _chunks([len(row) for row in rows])
+        chunks = _pieces([len(row) for row in rows], CHUNK, ROWS)
         shares, new = [np.empty((2, 0))], []
         for share, words in ordered(lambda c: self._chunk(rows[c], polarity[c], seeds[c]), chunks):
             shares.append(share)
@@ -133,40 +131,54 @@ class NGramHistory:
             return np.full(count, seed_for("n-grams", self.seed), np.uint64)
         if problems is None or len(problems) != count:
             raise UserError(f"history 'problem' needs the problem ids of all {count} rollouts: give problems")
-        own = {problem: seed_for("n-grams", self.seed, problem) for problem in set(problems)}
-        return np.array([own[problem] for problem in problems], np.uint64)
+        # As text, whatever they came as: "1", 1 and an array's 1 are one problem.
+        names = [str(problem) for problem in (problems.tolist() if hasattr(problems, "tolist") else problems)]
+        own = {name: seed_for("n-grams", self.seed, name) for name in set(names)}
+        return np.array([own[name] for name in names], np.uint64)
 
     def _chunk(self, rows: list[Words], correct: NDArray[np.bool_], seeds: Words) -> tuple[Floats, Words]:
         """S and D of some rows (2, rows), and the words to add, ascending."""
         wrong = len(rows) - int(correct.sum())
         number = np.empty(len(rows), np.uint64)  # of the rows, correct ones last
         number[np.argsort(correct, kind="stable")] = np.arange(len(rows), dtype=np.uint64)
-        hashes, row = ngram_hashes(rows, self.n, seeds, number)
-        if self.sample_rate < 1:  # by lower bits: the upper ones stay uniform
-            chosen = (hashes & np.uint64(2**32 - 1)) < np.uint64(self.sample_rate * 2**32)
-            hashes, row = hashes[chosen], row[chosen]
-        if not len(hashes):
-            return np.full((2, len(rows)), np.nan), hashes
+        low = np.uint64((1 << (len(rows) - 1).bit_length()) - 1)
+        hashes, tagged = self._hashes(rows, seeds, number, low)
         # Two sorts that put the same n-grams to the same places: one has the hashes, one the rows that have them.
         # Several times as fast as one that returns its indices.
-        hashes &= ~np.uint64(1)
-        bits = (len(rows) - 1).bit_length()
-        low = np.uint64((1 << bits) - 1)
-        tagged = (hashes & ~low) | row
         hashes.sort()
         tagged.sort()
-        starts = np.flatnonzero(changes(hashes))
-        ends = np.append(starts[1:], len(hashes))
-        distinct = hashes[starts]
-        state = self.runs.find(distinct)
-        row = tagged & low
-        cell = ((row << np.uint64(2)) | np.repeat(state, ends - starts))[changes(tagged)]  # once a row
-        counts = np.bincount(cell.view(np.int64), minlength=4 * len(rows)).reshape(-1, 4)
+        counts, new = np.zeros(4 * len(rows), np.int64), [hashes[:0]]
+        edges = np.unique(np.searchsorted(hashes, hashes[::BLOCK])).tolist()
+        for edge, end in pairwise([*edges, len(hashes)]):
+            block, row = hashes[edge:end], tagged[edge:end] & low
+            first = changes(block)
+            ends = np.append(np.flatnonzero(first)[1:], len(block))
+            distinct = block[first]
+            state = self.runs.find(distinct)
+            cell = (row << np.uint64(2)) | np.repeat(state, np.diff(ends, prepend=0))
+            cell = cell[changes(tagged[edge:end])]  # an n-gram counts once a row
+            counts += np.bincount(cell.view(np.int64), minlength=len(counts))
+            flag = row[ends - 1] >= np.uint64(wrong)
+            fresh = state <= flag  # unseen, or seen in wrong rollouts and now in a correct one
+            new.append(distinct[fresh] | flag[fresh])
+        by_state = counts.reshape(-1, 4)[number.view(np.int64)]
         with np.errstate(invalid="ignore"):
-            shares = (counts[:, [2, 0]] / counts.sum(1, keepdims=True))[number.view(np.int64)].T
-        flag = row[ends - 1] >= np.uint64(wrong)
-        fresh = state <= flag  # unseen, or seen in wrong rollouts and now in a correct one
-        return shares, distinct[fresh] | flag[fresh]
+            return (by_state[:, [2, 0]] / by_state.sum(1, keepdims=True)).T, np.concatenate(new)
+
+    def _hashes(self, rows: list[Words], seeds: Words, number: Words, low: np.uint64) -> tuple[Words, Words]:
+        """Hashes of all n-grams that exist, the lowest bit 0; and the same with the row numbers as their `low` bits."""
+        hashes = np.empty(sum(map(len, rows)), np.uint64)
+        tagged, count = np.empty_like(hashes), 0
+        for piece in _pieces([len(row) for row in rows], BLOCK, len(rows)):
+            found, row = ngram_hashes(rows[piece], self.n, seeds[piece], number[piece])
+            if self.sample_rate < 1:  # by lower bits: the upper ones stay uniform
+                chosen = (found & np.uint64(2**32 - 1)) < np.uint64(self.sample_rate * 2**32)
+                found, row = found[chosen], row[chosen]
+            place = slice(count, count + len(found))
+            np.bitwise_and(found, ~np.uint64(1), out=hashes[place])
+            np.bitwise_or(found & ~low, row, out=tagged[place])
+            count += len(found)
+        return hashes[:count], tagged[:count]
 
 
 class NGramMetrics:
@@ -266,9 +278,15 @@ def encode(rollouts: Rollouts, unit: Unit) -> list[Words]:
 
 def _token_ids(row: Any) -> Words:
     try:
-        ids = np.asarray(row) if hasattr(row, "dtype") else np.array(array("Q", list(row)))
+        ids = (
+            np.asarray(row)
+            if hasattr(row, "dtype")
+            else np.array(array("Q", row if isinstance(row, list) else list(row)))
+        )
     except (TypeError, OverflowError):
-        ids = np.empty(0)
+        ids = np.empty((0, 0))
+    if ids.ndim == 1 and not len(ids):
+        return np.empty(0, np.uint64)  # of any type: empty arrays and tensors are floats by default
     if ids.ndim != 1 or ids.dtype.kind not in "iu" or (ids.dtype.kind == "i" and len(ids) and ids.min() < 0):
         raise UserError("a rollout is a flat sequence of token ids, integers from 0 to 2**32 - 1")
     return ids.astype(np.uint64, copy=False)
@@ -281,7 +299,9 @@ class _WordHashes(dict[str, int]):
         if len(self) >= WORDS:
             self.clear()
         digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        self[word] = value = int.from_bytes(digest, "little")
+        value = int.from_bytes(digest, "little")
+        if len(word) <= LONG:
+            self[word] = value
         return value
 
 
@@ -303,29 +323,26 @@ def ngram_hashes(rows: Sequence[Words], n: int, seeds: Words, number: Words) -> 
     integers += np.uint64(1)
     integers *= np.uint64(0x9E3779B97F4A7C15)
     state = np.repeat(seeds, lengths)[: total - n + 1]
-    spare = np.empty(BLOCK, np.uint64)
-    for first in range(0, len(state), BLOCK):  # in pieces that fit a core's cache
-        part = state[first : first + BLOCK]
-        shifted = spare[: len(part)]
-        for i in range(n):
-            part += integers[first + i : first + i + len(part)]
-            for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, None)):
-                np.right_shift(part, np.uint64(shift), out=shifted)
-                part ^= shifted
-                if factor:
-                    part *= np.uint64(factor)
+    spare = np.empty_like(state)
+    for i in range(n):
+        state += integers[i : i + len(state)]
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, None)):
+            np.right_shift(state, np.uint64(shift), out=spare)
+            state ^= spare
+            if factor:
+                state *= np.uint64(factor)
     inside = np.ones(total, bool)
     for i in range(1, n):  # where a row is shorter than i, this falls on an end of the row before: false already
         inside[np.cumsum(lengths) - i] = False
     return state[inside[: len(state)]], np.repeat(number, grams)
 
 
-def _chunks(lengths: Sequence[int]) -> list[slice]:
-    """Rows in chunks of at most ROWS rows and CHUNK integers, but for a row that is longer alone."""
-    chunks, start, size = [], 0, 0
+def _pieces(lengths: Sequence[int], size: int, count: int) -> list[slice]:
+    """Rows in pieces of at most `count` rows and `size` integers, but for a row that is longer alone."""
+    pieces, start, total = [], 0, 0
     for i, length in enumerate(lengths):
-        if i > start and (size + length > CHUNK or i - start == ROWS):
-            chunks.append(slice(start, i))
-            start, size = i, 0
-        size += length
-    return [*chunks, slice(start, len(lengths))] if lengths else []
+        if i > start and (total + length > size or i - start == count):
+            pieces.append(slice(start, i))
+            start, total = i, 0
+        total += length
+    return [*pieces, slice(start, len(lengths))] if lengths else []

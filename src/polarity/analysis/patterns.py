@@ -19,14 +19,14 @@ TOLERANCE = 1e-9
 def accuracy_pattern(accuracies: Sequence[float], k: float = 10) -> Pattern:
     """The pattern of one problem: its accuracies in [0, 1] at the evaluations so far, the first before training.
 
-    k: percentage points in (0, 50]. mastery: all at 1-k or above; struggle: all at k or below; sharpen: the last is
+    k: percentage points in [1, 50]. mastery: all at 1-k or above; struggle: all at k or below; sharpen: the last is
     more than k above the first; degradation: more than k below; else fluctuation. Borders are exact up to 1e-9. At one
     evaluation alone there is no change yet, so it is mastery, struggle or fluctuation.
 
-    Raises ValueError without accuracies, for one outside [0, 1] (or NaN), and for k outside (0, 50].
+    Raises ValueError without accuracies, for one outside [0, 1] (or NaN), and for k outside [1, 50].
     """
-    if not 0 < k <= 50:
-        raise ValueError(f"k is a number of percentage points above 0, 50 at most; got {k}")
+    if not 1 <= k <= 50:
+        raise ValueError(f"k is a number of percentage points from 1 to 50 (10, not 0.1); got {k}")
     if not len(accuracies):
         raise ValueError("a pattern needs one accuracy at least")
     wrong = [a for a in accuracies if not 0 <= a <= 1]

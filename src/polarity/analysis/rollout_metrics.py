@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from polarity.analysis.checks import booleans
 from polarity.analysis.difficulty import difficulty_metrics, group_counts, group_pass_at_k
 
 Metrics = dict[str, float]
@@ -22,6 +23,7 @@ def rollout_metrics(
     Over all generated rows, before any is dropped: correct, truncated (N,) bool; rewards (N,); groups (N,) ints, the
     same for responses to one prompt, of any sizes; logp, entropy (N,T); mask (N,T) bool over what was generated.
     """
+    correct, truncated, mask = booleans(correct=correct, truncated=truncated, mask=mask)
     lengths = mask.sum(1).double()
     size, solved, _ = group_counts(correct, groups)
     found = {
@@ -54,6 +56,7 @@ def credit_metrics(advantages: Tensor, shaped: Tensor, logp_old: Tensor, correct
     gradient_share: the polarity's part of the step's mass; shaped_gradient_share: the part of the polarity's own mass
     that lies on tokens whose advantage was changed.
     """
+    correct, mask = booleans(correct=correct, mask=mask)
     before = advantages if advantages.dim() == 2 else advantages[:, None].expand_as(shaped)
     changed = (shaped != before) & mask
     mass = torch.where(mask, shaped.abs() * -torch.expm1(logp_old.clamp(max=0)), 0.0).double()

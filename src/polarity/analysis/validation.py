@@ -47,7 +47,7 @@ def validation(evaluations: Evaluations) -> dict[str, dict[str, Any]]:
     A band is chosen by the luck of the first evaluation too: with 8 responses, a problem that is solved one time in ten
     is `unsolved` with probability 0.43. So bands drift towards the middle at the second evaluation without training.
     """
-    splits = dict.fromkeys(split for step in sorted(evaluations) for split in evaluations[step]["samples"])
+    splits = dict.fromkeys(split for step in sorted(evaluations) for split in evaluations[step].get("samples", {}))
     return {split: found for split in splits if (found := _split(evaluations, split))}
 
 
@@ -76,7 +76,7 @@ def _split(evaluations: Evaluations, split: str) -> dict[str, Any]:
 
 def _records(evaluation: Mapping[str, Any], split: str) -> list[Record]:
     """Of the problems with a response."""
-    return [record for record in evaluation["samples"].get(split, []) if record["correct"]]
+    return [record for record in evaluation.get("samples", {}).get(split, []) if record["correct"]]
 
 
 def _bands(records: Sequence[Record]) -> dict[str, str]:
@@ -123,8 +123,9 @@ def _values(records: Sequence[Record]) -> dict[str, float]:
 
 
 def _column(records: Sequence[Record], key: str) -> list[Any]:
-    """One entry a response; None where a record does not have it."""
-    return [value for r in records for value in r.get(key) or [None] * len(r["correct"])]
+    """One entry a response; None where a record does not have it, or not one for each response."""
+    lists = [(r.get(key) or [], len(r["correct"])) for r in records]
+    return [value for values, n in lists for value in (values if len(values) == n else [None] * n)]
 
 
 def _means(lengths: Sequence[float | None], entropies: Sequence[float | None]) -> dict[str, float]:

@@ -8,7 +8,7 @@ import numpy as np
 from bokeh.embed import json_item
 from bokeh.models import BasicTicker, ColumnDataSource, DataRange1d, FixedTicker, HoverTool
 
-from polarity.report.figures import SIDES, Figure, blank_figure, lacking, short
+from polarity.report.figures import SIDES, Figure, blank_figure, lacking, places_for, short
 from polarity.report.runs import Runs, values_of
 
 # Told apart on white and on near-black, and by most colour-blind readers; more methods than colours repeat them dashed.
@@ -130,13 +130,15 @@ def pass_at_k(runs: Runs, splits: Sequence[str]) -> list[Figure]:
 
 def line_data(columns: Mapping[str, Columns], scale: tuple[float, float] | None = None) -> dict[str, Any]:
     """What figures.js hands to a template: label -> [x, mean] or, with a band, [x, mean, low, high]."""
+    ends = [float(end) for data in columns.values() for end in (data["low"].min(), data["high"].max())]
+    places = places_for(max(ends) - min(ends))
     series = {}
     for label, data in columns.items():
         banded = not (np.array_equal(data["low"], data["mean"]) and np.array_equal(data["high"], data["mean"]))
         kept = ("step", "mean", "low", "high") if banded else ("step", "mean")
-        series[label] = [[short(value) for value in data[name].tolist()] for name in kept]
+        series[label] = [[short(value, places) for value in data[name].tolist()] for name in kept]
     dots = all(len(data["step"]) <= MOST_DOTS for data in columns.values())
-    more = {"dots": dots} | ({"scale": [short(end) for end in scale]} if scale else {})
+    more = {"dots": dots} | ({"scale": [float(end) for end in scale]} if scale else {})
     return {"template": "lines", "lines": series, **more}
 
 
@@ -160,7 +162,7 @@ def _template(name: str, labels: Sequence[str]) -> Any:
         plot.varea("x", "low", "high", fill_color=style["colour"], fill_alpha=0.22, **look)
         drawn.append(plot.line("x", "mean", color=style["colour"], line_width=width, line_dash=style["dash"], **look))
         plot.scatter("x", "dots", color=style["colour"], size=5, **look)
-    tips = [("method", "$name"), ("k" if at_k else "step", "@at"), ("value", "@mean{%.4g}@range")]
+    tips = [("method", "$name"), ("k" if at_k else "step", "@at"), ("value", "@mean{%.6g}@range")]
     mode: Literal["vline", "mouse"] = "vline" if len(labels) == 1 else "mouse"
     plot.add_tools(HoverTool(renderers=drawn, tooltips=tips, formatters={"@mean": "printf"}, mode=mode))
     return plot

@@ -22,7 +22,7 @@ const drawn = []; // {plot, view, node, data} of every figure drawn so far
 const hiddenMethods = new Set();
 let packed = null; // {templates, figures}
 
-const digits = (value) => String(Number(value.toPrecision(4)));
+const digits = (value) => String(Number(value.toPrecision(6)));
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 function fillLines({ plot, data }) {

@@ -5,10 +5,11 @@ draws on canvas (a hundred panels stay fast), and its parts take colours from CS
 dark themes reach into the plots.
 
 Building a Bokeh figure takes a fifth of a second, and its JSON is mostly the same from one figure to the next. So a
-page holds one empty figure of each kind, its template, and each panel only its numbers, with four significant digits;
+page holds one empty figure of each kind, its template, and each panel only its numbers, as finely as they can be seen;
 figures.js draws a panel by embedding the template and handing the numbers to its data sources.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -77,13 +78,20 @@ def spread(items: Sequence[Any], most: int) -> list[Any]:
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
-def short(value: float) -> float | int:
-    """Four significant digits (whole numbers below ten million keep all): finer than a figure or its hover text shows,
-    and a third of the bytes."""
+def short(value: float, places: int = 0) -> float | int:
+    """Four significant digits, or `places` decimals where that is more; whole numbers keep all digits.
+
+    A third of the bytes, and finer than can be seen where `places` is that of `places_for`.
+    """
     whole = int(value)
     if whole == value and abs(whole) < 10_000_000:
         return whole
-    return float(f"{value:.4g}")
+    return round(value, max(places, 3 - math.floor(math.log10(abs(value)))))
+
+
+def places_for(span: float) -> int:
+    """Decimals that tell two thousand values apart within `span`: ten to a pixel of a figure's height."""
+    return max(0, 4 - math.floor(math.log10(span))) if span > 0 else 0
 
 
 def blank_figure(y_range: Any, height: int = HEIGHT, **more: Any) -> Any:

@@ -19,6 +19,7 @@ import yaml
 from bokeh.resources import Resources
 
 from polarity import __version__
+from polarity.errors import UserError
 from polarity.report.attribution import LINES, attribution_section, attribution_template
 from polarity.report.curves import colours, line_templates
 from polarity.report.difficulty import difficulty_block
@@ -41,6 +42,8 @@ def write_report(paths: Sequence[Path], out: Path, reference: str | None = None)
     Raises UserError when there is no run to report (see load_runs).
     """
     runs = load_runs(paths, reference)
+    if out.is_dir():
+        raise UserError(f"{out} is a directory; give --out a file, such as {out / 'report.html'}")
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(out.name + ".partial")
     aside.write_text(render(runs), encoding="utf-8")

@@ -101,6 +101,22 @@ UPDATE = (
     Panel("update/count", "Updates", "optimiser updates a step"),
     Panel("update/learning_rate", "Learning rate"),
 )
+OWN = (
+    Panel("update/penalty", "Token penalty", "nats, coefficient included"),
+    Panel("update/penalised_share", "Penalised tokens", "share of tokens"),
+    Panel(
+        "update/off_policy_share", "Tokens out of the loss", "share; of responses that the off-policy mask takes out"
+    ),
+    Panel("update/clip_floor", "Lower clip bound", "importance ratio, as found for the mini-batch"),
+    Panel("update/clip_ceiling", "Upper clip bound", "importance ratio, as found for the mini-batch"),
+)
+CRITIC = (
+    Panel("value/mean", "Value", "the critic's estimate of the return, mean over tokens"),
+    Panel("value/explained_variance", "Explained variance", "of the returns by the values: 1 knows all, 0 their mean"),
+    Panel("value/error", "Value error", "mean squared distance of value and return"),
+    Panel("value/clip_fraction", "Clipped values", "share of tokens"),
+    Panel("update/critic_grad_norm", "Critic's gradient norm", "before clipping"),
+)
 TIMES = (
     Panel("time/step", "Step", "seconds"),
     Panel("time/rollout", "Sampling and verifying", "seconds"),
@@ -113,7 +129,7 @@ def sections(runs: Runs) -> list[Section]:
     """All sections of line figures. Metrics that none of them names (a user's method may report its own) come last."""
     band = "line: mean over seeds; band: lowest and highest seed" if len(runs.seeds) > 1 else "one seed, so no band"
     beside = "correct rollouts (+) beside wrong ones (−), on one scale"
-    named = {panel.metric for panel in (*LEARNING, *VERIFIER, *SHARPENING, *UPDATE, *TIMES)}
+    named = {panel.metric for panel in (*LEARNING, *VERIFIER, *SHARPENING, *UPDATE, *OWN, *CRITIC, *TIMES)}
     named |= {f"{side}/{panel.metric}" for side in SIDES for panel in (*POLARITY, *SHARPENING_PAIRS, *MISMATCH_PAIRS)}
     named |= {f"difficulty/{band}/{panel.metric}" for band in BANDS for panel in (*DIFFICULTY, *MORE_DIFFICULTY)}
     named |= {f"mismatch/{panel.metric}" for panel in MISMATCH} | set(ATTRIBUTION)
@@ -148,7 +164,8 @@ def sections(runs: Runs) -> list[Section]:
         ),
         Section(
             "update", "Update", f"{band[0].upper()}{band[1:]}.",
-            [Block("", lines(runs, UPDATE)), Block("Seconds", lines(runs, TIMES), folded=True)],
+            [Block("", lines(runs, (*UPDATE, *OWN))), Block("Critic", lines(runs, CRITIC)),
+             Block("Seconds", lines(runs, TIMES), folded=True)],
         ),
         Section("other", "Other metrics", "As named in metrics.jsonl.", [Block("", lines(runs, other))]),
     ]  # fmt: skip

@@ -113,8 +113,16 @@ def load_runs(paths: Sequence[Path], reference: str | None = None) -> Runs:
     grpo, else the first. Raises UserError when there is no run, or no such method.
     """
     folders = list(dict.fromkeys(folder.resolve() for path in paths for folder in _find(path)))
-    runs = _labelled([_read(folder) for folder in folders])
-    notes = [f"{run.name} has no training step yet and is left out" for run in runs if not run.metrics]
+    read, unread = [], []
+    for folder in folders:
+        try:
+            read.append(_read(folder))
+        except UserError as error:
+            if len(folders) == 1:
+                raise
+            unread.append(f"left out: {error}")
+    runs = _labelled(read)
+    notes = unread + [f"{run.name} has no training step yet and is left out" for run in runs if not run.metrics]
     runs = [run for run in runs if run.metrics]
     if not runs:
         raise UserError(f"no run at {', '.join(map(str, paths))} has completed a step yet; nothing to report")
@@ -131,12 +139,17 @@ def load_runs(paths: Sequence[Path], reference: str | None = None) -> Runs:
 def _find(path: Path) -> list[Path]:
     if not path.exists():
         raise UserError(f"{path} does not exist; give a run directory or a folder of runs")
+    if not (folders := [*run_folders(path), *converted(path)]):
+        raise nothing_at(path)
+    return folders
+
+
+def run_folders(path: Path) -> list[Path]:
+    """The run directories at or below `path`, up to METHOD/seed_K deep; hidden folders are not looked into."""
     found: list[Path] = []
     for pattern in ("config.yaml", "*/config.yaml", "*/*/config.yaml"):
         found = found or sorted(file.parent for file in path.glob(pattern) if not file.parent.name.startswith("."))
-    if not (folders := [*found, *converted(path)]):
-        raise nothing_at(path)
-    return folders
+    return found
 
 
 def _plan(paths: Sequence[Path]) -> dict[str, Any]:
@@ -151,7 +164,8 @@ def _read(folder: Path) -> Run:
     adopt(reader)
     config, rows = reader.config, reader.metrics
     method = config.get("method", {})
-    label = method if isinstance(method, str) else method.get("base") or method.get("name") or "unnamed"
+    named = method if isinstance(method, dict) else {"name": method}
+    label = named.get("base") or named.get("name") or "unnamed"
     evaluations: dict[int, dict[str, dict[str, float]]] = {}
     for row in rows:
         for key, value in row.items():

@@ -15,8 +15,10 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
+from polarity.errors import UserError
 from polarity.report.figures import spread
 from polarity.report.runs import Run
 
@@ -24,7 +26,7 @@ MOST_STEPS = 12  # of a run, evenly spaced, first and last among them
 MOST_ROWS = 16  # responses of a group, both polarities as far as there are
 MOST_TOKENS = 3000  # of a response: the first two thirds and the last third of them
 LEAST_TOKENS = 600  # of a response, however many runs share the page
-PAGE_TOKENS = 400_000  # of all responses of a page; about 2 MB of page
+PAGE_TOKENS = 350_000  # of all responses of a page; about 2 MB of page
 CHARACTERS = 20  # a token's worth of text without numbers
 TOKEN_CHARACTERS = 400  # of one token: no real token is longer
 PIECE = 400  # characters of a piece of a response without tokens
@@ -78,10 +80,18 @@ def _groups(run: Run, step: int) -> Iterator[list[Packed]]:
 
     The rows of a group stand together in the file (docs/run_directory.md).
     """
-    with (run.path / "rollouts" / f"step_{step:06d}.jsonl").open(newline="\n", encoding="utf-8") as file:
-        rows = (json.loads(line) for line in file if line.strip())
-        for _, group in groupby(rows, key=lambda row: row["group"]):
-            yield list(group)
+    for _, group in groupby(_rows(run.path / "rollouts" / f"step_{step:06d}.jsonl"), key=lambda row: row["group"]):
+        yield list(group)
+
+
+def _rows(file: Path) -> Iterator[Packed]:
+    with file.open(newline="\n", encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise UserError(f"{file} line {number} is no JSON; take the line out") from error
 
 
 def _affordable(rows: Sequence[Packed], most: int, budget: int) -> list[Packed]:

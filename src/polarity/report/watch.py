@@ -24,7 +24,7 @@ from rich.text import Text
 
 from polarity.errors import UserError
 from polarity.report.overview import MARKS, verdicts
-from polarity.report.runs import Run, splits_of, values_of
+from polarity.report.runs import Run, run_folders, splits_of, values_of
 from polarity.report.text import visible
 from polarity.report.verdicts import LEVELS, Verdict
 from polarity.rundir import RunReader
@@ -67,7 +67,9 @@ def watch(paths: Sequence[Path], *, once: bool = False) -> None:
     if once or not console.is_terminal:
         board.update()
         if not board.runs:
-            raise UserError(f"no run at or below {', '.join(map(str, paths))}; a run directory holds config.yaml")
+            reasons = "; ".join(f"{folder}: {why}" for folder, why in board.unread.items())
+            where = ", ".join(map(str, paths))
+            raise UserError(reasons or f"no run at or below {where}; a run directory holds config.yaml")
         console.print(board.everything(console))
         return
     try:
@@ -218,6 +220,7 @@ class Board:
         self.chosen = 0
         self.table = True
         self.found_at = -math.inf
+        self.unread: dict[Path, str] = {}  # runs that could not be read, and why
 
     def choose(self, by: int) -> None:
         self.chosen = max(0, min(len(self.runs) - 1, self.chosen + by))
@@ -230,7 +233,13 @@ class Board:
         for run in list(self.runs):
             try:
                 run.update()
-            except (OSError, ValueError, KeyError):  # deleted, or half of it there: it is looked for again
+            except (
+                OSError,
+                ValueError,
+                KeyError,
+                UserError,
+            ) as error:  # deleted, or half of it; looked for again
+                self.unread[run.folder] = str(error) or type(error).__name__
                 self.runs.remove(run)
                 self.found_at = -math.inf
         self.choose(0)
@@ -239,12 +248,8 @@ class Board:
         """Run directories, and what to call each."""
         found: dict[Path, str] = {}
         for path in self.paths:
-            for pattern in ("config.yaml", "*/config.yaml", "*/*/config.yaml"):
-                folders = sorted(file.parent for file in path.glob(pattern))
-                for folder in folders:
-                    found.setdefault(folder, visible(str(folder.relative_to(path.parent if folder == path else path))))
-                if folders:
-                    break
+            for folder in run_folders(path):
+                found.setdefault(folder, visible(str(folder.relative_to(path.parent if folder == path else path))))
         return found
 
     def everything(self, console: Console) -> RenderableType:
@@ -359,7 +364,9 @@ def _add_evaluation(table: Table, run: Watched, split: str, console: Console) ->
         return
     first, *more = (values_of(run.run, f"eval/{split}/pass@{k}")[1] for k in dict.fromkeys((ks[0], ks[-1])))
     course = sparkline(first, 12, first, ascii_only=console.options.ascii_only).ljust(12)
-    best = "".join(f"  pass@{ks[-1]} {number(values[0])} → {number(values[-1])}" for values in more)
+    best = "".join(
+        f"  pass@{ks[-1]} " + " → ".join(dict.fromkeys((number(values[0]), number(values[-1])))) for values in more
+    )
     cells = (f"{visible(split)} pass@{ks[0]}", number(first[0]), number(first[-1]), course + best)
     table.add_row(*(_fit(Text(cell), console) for cell in cells))
 

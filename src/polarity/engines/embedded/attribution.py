@@ -108,6 +108,8 @@ class Attribution:
         with torch.no_grad():
             measured = self._entropy() - self.entropy
         predicted = _dot(self.gradient, delta)
+        if not _dot(delta, delta) * _dot(self.gradient, self.gradient) > 0:  # nothing moved, or there is no entropy
+            return {"attribution/measured": measured, "attribution/predicted": predicted}
         parts = self._contributions(math.sqrt(_dot(delta, delta))) | {"attribution/momentum": self.momentum}
         rest = predicted - sum(parts.values())
         return {"attribution/measured": measured, "attribution/predicted": predicted, **parts, "attribution/rest": rest}
