@@ -215,3 +215,20 @@ def test_data_check_writes_what_is_clean(tmp_path, capsys):
     assert main(["data"]) == 0
     assert main(["data", "chekc"]) == 2
     assert "did you mean 'check'" in capsys.readouterr().err
+
+
+def test_options_of_the_other_engine_are_refused(capsys, tmp_path):
+    for option in (["--gpus", "2"], ["--nodes", "2"], ["--dry-run"], ["--verl", "a.b=1"], ["--preset", "cpu-demo"]):
+        arguments = ["train", "--method", "dapo", "--steps", "1", "--out", str(tmp_path / "run"), *option]
+        assert main(arguments) == 2
+        assert f"{option[0]} belongs to the engine verl" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_verls_command_is_printed(capsys, tmp_path):
+    words = "train --method dapo --engine verl --preset cpu-demo --dry-run --steps 3".split()
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    text = capsys.readouterr().out
+    assert "trainer.v1.trainer_mode=polarity" in text
+    assert "polarity.engines.verl.plugin" in text
+    assert not (tmp_path / "run").exists()

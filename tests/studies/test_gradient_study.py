@@ -136,7 +136,7 @@ def test_text(trained: Path, tmp_path: Path):
     text = study_gradients(trained, None, tmp_path / "deep" / "numbers.json")
     assert text == study_gradients(trained)
     assert (tmp_path / "deep" / "numbers.json").read_text() == json.dumps(numbers(trained, tmp_path), indent=1)
-    assert max(map(len, text.splitlines())) <= 120
+    assert max(map(len, text.replace(str(trained), "runs/a3po").splitlines())) <= 120
     wrong = json.loads((tmp_path / "numbers.json").read_text())["polarities"]["negative"]
     first, *others = wrong["as_trained/mass/alternatives"]
     assert f"{100 * first / (first + sum(others)):.2f}% of the probability that wrong tokens lose goes" in text

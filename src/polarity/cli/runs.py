@@ -5,7 +5,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from polarity.cli.engines import add_engine, cluster_options, recipe, refuse_cluster
 from polarity.cli.options import METHOD_HELP, add_keys, add_resume, make_parser, overrides, positive, seeds
+from polarity.errors import UserError
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -24,6 +26,7 @@ def train(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: runs/METHOD-seed_K)")
     add_resume(parser)
     parser.add_argument("--no-report", action="store_true", help="do not write report.html at the end")
+    add_engine(parser)
     add_keys(parser, arguments)
     given = parser.parse(arguments)
 
@@ -31,10 +34,21 @@ def train(arguments: Sequence[str]) -> int:
     from polarity.engines import embedded
 
     saved = given.out / "config.yaml" if given.resume and given.out and not given.config else None
-    config = load_config(saved if saved and saved.exists() else given.config, overrides(given))
+    config = load_config(saved if saved and saved.exists() else recipe(given.config), overrides(given))
     name = str(config.method.get("base") or config.method.get("name")).replace(":", ".")
     out = given.out or Path("runs") / f"{name}-seed_{config.seed}"
-    embedded.train(config, out, resume=given.resume, overwrite=given.overwrite, progress=sys.stderr.isatty())
+    how = {"resume": given.resume, "overwrite": given.overwrite, "progress": sys.stderr.isatty()}
+    if given.engine == "verl":
+        from polarity.engines.verl import launch
+
+        code = launch.train(config, out, **how, **cluster_options(given))
+        if code or given.dry_run:
+            return code
+    else:
+        refuse_cluster(given)
+        if given.resume and (out / "verl").is_dir():
+            raise UserError(f"{out} was trained with the engine verl; add --engine verl")
+        embedded.train(config, out, **how)
     if given.no_report:
         print(f"run: {out}")
         return 0
