@@ -35,7 +35,7 @@ FAN_IN = 8
 BLOCK = 1 << 16  # words that are worked on together: a few such arrays fit a core's cache
 INDEX_BITS = 2  # a bitmap has at least 2**INDEX_BITS slots a word
 CELL = 8  # hashes a cell of the filter holds at most, on average
-MAPPED = 4  # times the memory limit: spilled runs that are larger are mapped anew in each step
+MAPPED = 4  # times the memory limit: so much of spilled runs may stay mapped
 MAX_WORDS = 2**32 - 1  # of a run: `starts` are 32-bit
 PATTERN = "run_*.npy*"
 
@@ -162,11 +162,19 @@ class HashRuns:
                 left = needles[places]
         return state
 
+    def forget(self) -> None:
+        """Let go of what `find` has read of spilled runs, where they are much larger than the memory limit: each page
+        that it reads stays mapped, with its neighbours, and counts as this process's memory."""
+        if self.sizes()[1] > MAPPED * self.memory:
+            for run in self.runs:
+                run.forget()
+
     def add(self, parts: Sequence[Words]) -> None:
         """Add all words of `parts`, each ascending. Merges what is due, and spills the largest runs beyond `memory`."""
         sources, level, merged = [part for part in parts if len(part)], 0, list[Run]()
         if not sources:
             return
+        self.forget()
         self._mark(sources)
         while len(full := [run for run in self.runs if run.level == level]) >= FAN_IN - 1:
             if sum(run.count for run in merged + full) + sum(map(len, parts)) > MAX_WORDS:
@@ -183,9 +191,6 @@ class HashRuns:
             path = self.directory / f"{largest.name}.npy"
             _save(path, largest.data)
             self.runs[self.runs.index(largest)] = Run.of_file(path, largest.count, largest.level)
-        if self.sizes()[1] > MAPPED * self.memory:
-            for run in self.runs:
-                run.forget()
 
     def _mark(self, sources: list[Words]) -> None:
         """Put words into the filter, and all others into a new one where it has become too small."""

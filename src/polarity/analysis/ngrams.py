@@ -161,6 +161,7 @@ class NGramHistory:
             flag = row[ends - 1] >= np.uint64(wrong)
             fresh = state <= flag  # unseen, or seen in wrong rollouts and now in a correct one
             new.append(distinct[fresh] | flag[fresh])
+        self.runs.forget()  # blocks ascend: what this chunk has read, it read once
         by_state = counts.reshape(-1, 4)[number.view(np.int64)]
         with np.errstate(invalid="ignore"):
             return (by_state[:, [2, 0]] / by_state.sum(1, keepdims=True)).T, np.concatenate(new)
